@@ -1,0 +1,109 @@
+"""The one typed configuration: what differs between machines; the only reader of the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from llmos.errors import ConfigError
+
+DEFAULT_HOME: Final = Path("~/.llmos")
+
+
+class Device(StrEnum):
+    """Where models run; `auto` takes a GPU when there is one."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Config(BaseSettings):
+    """Settings, each also as LLMOS_<NAME> or in `llmos.toml` of the home: default < file < environment < flag."""
+
+    model_config = SettingsConfigDict(env_prefix="LLMOS_", extra="forbid", frozen=True)
+
+    home: Path = Field(DEFAULT_HOME, description="directory that holds everything of one installation")
+    principal: str = Field("admin", description="who the command line acts as")
+    key_file: Path | None = Field(
+        None, description="key file that opens the vault; default: root.key inside the home"
+    )
+    passphrase: SecretStr | None = Field(
+        None, description="passphrase that opens the vault, when the home was made with one"
+    )
+    passphrase_file: Path | None = Field(
+        None, description="file whose first line is the passphrase"
+    )
+    cache: Path = Field(
+        Path("~/.cache/llmos"), description="verified downloads of public files, shared by homes"
+    )
+    device: Device = Field(Device.AUTO, description="auto, cpu or cuda")
+    threads: int = Field(0, ge=0, description="CPU threads for training; 0 means all cores")
+    busy_timeout_s: float = Field(
+        60.0, gt=0, description="how long one process waits for another one's database write"
+    )
+    host: str = Field("127.0.0.1", description="address that `llmos serve` binds")
+    port: int = Field(8080, ge=0, le=65535, description="port that `llmos serve` binds; 0 picks one")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Order the sources: flags, environment, then the home's file."""
+        del dotenv_settings, file_secret_settings
+        flags = init_settings()
+        environment = env_settings()
+        home = Path(flags.get("home") or environment.get("home") or DEFAULT_HOME).expanduser()
+        return (
+            init_settings,
+            env_settings,
+            TomlConfigSettingsSource(settings_cls, toml_file=home / "llmos.toml"),
+        )
+
+
+def load(**flags: Any) -> Config:  # noqa: ANN401 - pydantic checks the values
+    """Read the configuration once; flags that are None are left to the other sources.
+
+    Raises:
+        ConfigError: a value does not fit its type, or a name is unknown.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        config = Config(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(
+            f"setting {name}: {first['msg']}",
+            hint="see docs/configuration.md for the settings and their ranges",
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"llmos.toml cannot be read: {error}") from error
+    return config.model_copy(
+        update={
+            "home": config.home.expanduser().absolute(),
+            "cache": config.cache.expanduser().absolute(),
+        }
+    )
+
+
+def child_environment(**extra: str) -> Mapping[str, str]:
+    """Return the environment for a child process, without LLMOS secrets in it."""
+    inherited = {name: value for name, value in os.environ.items() if name != "LLMOS_PASSPHRASE"}
+    return {**inherited, **extra}

@@ -1,0 +1,265 @@
+"""Every error that LLMOS raises on purpose, with exit status, HTTP status and a hint.
+
+LlmosError
+  ConfigError
+  AccessError:     AuthenticationError, WrongPassphrase, PermissionDenied, PolicyError
+  BudgetError:     InvalidPrivacyParameter, BudgetExceeded, UnaccountableMechanism, LedgerConflict
+  DataError:       MalformedRecord, UnknownDataset, DatasetExists
+  ModelError:      UnknownModel, ModelExists
+  EngineError:     SelfTestFailed
+  IntegrityError:  TamperedObject, TamperedLog, VerificationFailed, HashMismatch
+  StorageError:    StorageFull, HomeExists, HomeMissing
+  NetworkError
+  JobError:        UnknownJob, JobBusy, JobCancelled
+  RequestError
+  LeakFound
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class LlmosError(Exception):
+    """Base of all deliberate errors; printed only by cli/main.py and server/app.py."""
+
+    exit_status: ClassVar[int] = 1
+    http_status: ClassVar[int] = 500
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        """Keep the message and an optional hint that says what to do next."""
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class ConfigError(LlmosError):
+    """A setting is missing, unknown or out of range."""
+
+    exit_status = 3
+
+
+class AccessError(LlmosError):
+    """Someone may not do what they asked for."""
+
+    exit_status = 4
+    http_status = 403
+
+
+class AuthenticationError(AccessError):
+    """The caller could not be identified."""
+
+    http_status = 401
+
+
+class WrongPassphrase(AuthenticationError):
+    """The passphrase or key file does not open this home."""
+
+
+class PermissionDenied(AccessError):
+    """Policy does not allow this principal to do this act on this resource."""
+
+    exit_status = 5
+
+    def __init__(self, principal: str, action: str, resource: str, *, reason: str = "") -> None:
+        """Name who wanted to do what to which resource, and why it was refused."""
+        detail = f": {reason}" if reason else ""
+        super().__init__(
+            f"{principal} may not {action} {resource}{detail}",
+            hint="ask a steward for the right, or see `llmos policy show`",
+        )
+        self.principal = principal
+        self.action = action
+        self.resource = resource
+        self.reason = reason
+
+
+class PolicyError(AccessError):
+    """The policy files do not parse or do not fit their schema; everything is denied."""
+
+
+class BudgetError(LlmosError):
+    """Something is wrong with a privacy parameter, a pool or a reservation."""
+
+    exit_status = 6
+    http_status = 403
+
+
+class InvalidPrivacyParameter(BudgetError):
+    """A privacy parameter lies outside the range for which a guarantee exists."""
+
+    http_status = 400
+
+    def __init__(self, name: str, value: object, expected: str) -> None:
+        """Name the parameter, what was given and what is allowed."""
+        super().__init__(f"{name} must be {expected}, not {value!r}")
+        self.name = name
+        self.value = value
+        self.expected = expected
+
+
+class BudgetExceeded(BudgetError):
+    """The pool cannot pay for the planned mechanism."""
+
+    def __init__(self, dataset: str, message: str, *, hint: str, feasible: dict[str, float]) -> None:
+        """Say which pool refuses and what would still fit.
+
+        `feasible` maps `epsilon`, `steps` and `noise_multiplier` to the largest epsilon, the most
+        steps and the smallest noise multiplier that the pool could still pay for.
+        """
+        super().__init__(message, hint=hint)
+        self.dataset = dataset
+        self.feasible = feasible
+
+
+class UnaccountableMechanism(BudgetError):
+    """No theorem in the ledger covers this mechanism, unit or adjacency."""
+
+
+class LedgerConflict(BudgetError):
+    """A reservation is asked to do something that its state or its plan forbids."""
+
+    http_status = 409
+
+
+class DataError(LlmosError):
+    """Input data cannot be used."""
+
+    exit_status = 7
+    http_status = 400
+
+
+class MalformedRecord(DataError):
+    """One record cannot be read; nothing was imported."""
+
+    def __init__(self, source: str, line: int, reason: str, *, hint: str = "") -> None:
+        """Name the file, the 1-based line (or row) and what is wrong with it."""
+        super().__init__(
+            f"{source}, line {line}: {reason}; nothing was imported",
+            hint=hint or "correct that line and import the file again",
+        )
+        self.line = line
+        self.reason = reason
+
+
+class UnknownDataset(DataError):
+    """No dataset of this name exists."""
+
+    http_status = 404
+
+
+class DatasetExists(DataError):
+    """A dataset of this name exists already."""
+
+    http_status = 409
+
+
+class ModelError(LlmosError):
+    """A model cannot be found, read or converted."""
+
+    exit_status = 8
+    http_status = 400
+
+
+class UnknownModel(ModelError):
+    """No model of this name exists."""
+
+    http_status = 404
+
+
+class ModelExists(ModelError):
+    """A model of this name exists already."""
+
+    http_status = 409
+
+
+class EngineError(LlmosError):
+    """An engine cannot do its work on this model, data or machine."""
+
+    exit_status = 9
+
+
+class SelfTestFailed(EngineError):
+    """The engine's own check of its first step failed; the job was stopped."""
+
+
+class IntegrityError(LlmosError):
+    """Stored or received bytes are not what was written or signed."""
+
+    exit_status = 10
+
+
+class TamperedObject(IntegrityError):
+    """An encrypted object was changed, cut, swapped or is opened with a wrong key."""
+
+
+class TamperedLog(IntegrityError):
+    """The log's rows, tree and signed checkpoint do not agree."""
+
+
+class VerificationFailed(IntegrityError):
+    """A certificate or proof does not verify; the message says which check failed."""
+
+
+class HashMismatch(IntegrityError):
+    """A download's SHA-256 differs from the pinned one; it was deleted."""
+
+
+class StorageError(LlmosError):
+    """The home's disk or database cannot be used."""
+
+    exit_status = 12
+    http_status = 507
+
+
+class StorageFull(StorageError):
+    """There is no room left on the device; what was there before is unchanged."""
+
+
+class HomeExists(StorageError):
+    """`llmos init` was asked to make a home where one is already."""
+
+
+class HomeMissing(StorageError):
+    """There is no home at this place."""
+
+
+class NetworkError(LlmosError):
+    """Something outside this machine could not be reached."""
+
+    exit_status = 13
+    http_status = 502
+
+
+class JobError(LlmosError):
+    """A job cannot be found, started, resumed or cancelled."""
+
+    exit_status = 11
+    http_status = 409
+
+
+class UnknownJob(JobError):
+    """No job of this id exists."""
+
+    http_status = 404
+
+
+class JobBusy(JobError):
+    """Another live process is running this job."""
+
+
+class JobCancelled(JobError):
+    """The job was asked to stop and did, at a step boundary."""
+
+
+class RequestError(LlmosError):
+    """An HTTP request is malformed or asks for something that is not offered."""
+
+    exit_status = 2
+    http_status = 400
+
+
+class LeakFound(LlmosError):
+    """A measured lower bound on epsilon lies above what the ledger promises."""
+
+    exit_status = 14
