@@ -2,21 +2,24 @@
 
 LlmosError
   ConfigError
-  AccessError:     AuthenticationError, WrongPassphrase, PermissionDenied, PolicyError
+  AccessError:     AuthenticationError, WrongPassphrase, UnsafeKeyFile, PermissionDenied,
+                   PolicyError, UnknownPrincipal, PrincipalExists, UnknownKey
   BudgetError:     InvalidPrivacyParameter, BudgetExceeded, UnaccountableMechanism, LedgerConflict
   DataError:       MalformedRecord, UnknownDataset, DatasetExists
-  ModelError:      UnknownModel, ModelExists
+  ModelError:      UnknownModel, ModelExists, UnsupportedModel
   EngineError:     SelfTestFailed
   IntegrityError:  TamperedObject, TamperedLog, VerificationFailed, HashMismatch
   StorageError:    StorageFull, HomeExists, HomeMissing
   NetworkError
-  JobError:        UnknownJob, JobBusy, JobCancelled
-  RequestError
+  JobError:        UnknownJob, JobBusy, JobCancelled, JobInterrupted
+  RequestError:    InvalidField, PromptTooLong, RequestTooLarge, TooManyRequests
+  MeasurementError
   LeakFound
 """
 
 from __future__ import annotations
 
+import errno
 from typing import ClassVar
 
 
@@ -56,6 +59,10 @@ class WrongPassphrase(AuthenticationError):
     """The passphrase or key file does not open this home."""
 
 
+class UnsafeKeyFile(AccessError):
+    """Others on this machine can read or change the key file."""
+
+
 class PermissionDenied(AccessError):
     """Policy does not allow this principal to do this act on this resource."""
 
@@ -76,6 +83,24 @@ class PermissionDenied(AccessError):
 
 class PolicyError(AccessError):
     """The policy files do not parse or do not fit their schema; everything is denied."""
+
+
+class UnknownPrincipal(AccessError):
+    """No principal of this name exists."""
+
+    http_status = 404
+
+
+class PrincipalExists(AccessError):
+    """A principal of this name exists already."""
+
+    http_status = 409
+
+
+class UnknownKey(AccessError):
+    """No API key of this id exists."""
+
+    http_status = 404
 
 
 class BudgetError(LlmosError):
@@ -101,7 +126,9 @@ class InvalidPrivacyParameter(BudgetError):
 class BudgetExceeded(BudgetError):
     """The pool cannot pay for the planned mechanism."""
 
-    def __init__(self, dataset: str, message: str, *, hint: str, feasible: dict[str, float]) -> None:
+    def __init__(
+        self, dataset: str, message: str, *, hint: str, feasible: dict[str, float]
+    ) -> None:
         """Say which pool refuses and what would still fit.
 
         `feasible` maps `epsilon`, `steps` and `noise_multiplier` to the largest epsilon, the most
@@ -173,6 +200,10 @@ class ModelExists(ModelError):
     http_status = 409
 
 
+class UnsupportedModel(ModelError):
+    """The model's architecture has no layers that can be adapted."""
+
+
 class EngineError(LlmosError):
     """An engine cannot do its work on this model, data or machine."""
 
@@ -210,6 +241,16 @@ class StorageError(LlmosError):
 
     exit_status = 12
     http_status = 507
+
+    @staticmethod
+    def of(error: OSError, what: str) -> StorageError:
+        """Say that the system refuses `what`; a limit that was reached is `StorageFull`."""
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            return StorageFull(
+                f"there is no room for {what}: {error.strerror}; nothing was changed",
+                hint="free some space, or raise the quota or file-size limit, and try again",
+            )
+        return StorageError(f"{what} cannot be used: {error.strerror}")
 
 
 class StorageFull(StorageError):
@@ -252,11 +293,47 @@ class JobCancelled(JobError):
     """The job was asked to stop and did, at a step boundary."""
 
 
+class JobInterrupted(JobError):
+    """The job stopped at a step boundary because its process was asked to; it can be resumed."""
+
+
 class RequestError(LlmosError):
     """An HTTP request is malformed or asks for something that is not offered."""
 
     exit_status = 2
     http_status = 400
+
+
+class MeasurementError(LlmosError):
+    """Leakage cannot be measured from these scores, or a leak report cannot be read."""
+
+    exit_status = 15
+    http_status = 400
+
+
+class InvalidField(RequestError):
+    """A field of the request's body is missing, unknown or out of range."""
+
+    def __init__(self, field: str | None, message: str, *, hint: str = "") -> None:
+        """Name the field, dotted, or None when the whole body is meant."""
+        super().__init__(message, hint=hint)
+        self.field = field
+
+
+class PromptTooLong(RequestError):
+    """The conversation and the tokens asked for do not fit into the model's context."""
+
+
+class RequestTooLarge(RequestError):
+    """The request's body is larger than the server reads."""
+
+    http_status = 413
+
+
+class TooManyRequests(RequestError):
+    """The server works on as many requests as it may; try again soon."""
+
+    http_status = 429
 
 
 class LeakFound(LlmosError):

@@ -1,0 +1,1 @@
+"""Cryptography without state: objects, keys, Merkle trees, signed notes and envelopes."""

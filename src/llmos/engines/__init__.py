@@ -1,0 +1,1 @@
+"""Privacy engines: mathematics without trust."""

@@ -1,0 +1,1 @@
+"""Base models, adapters, their registry, and text in and out of them."""

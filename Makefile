@@ -1,0 +1,62 @@
+# Two commands for everyone:  make demo   make test
+# The rest is for developers; `make check` is what CI runs.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+
+.PHONY: demo test check lint fmt types layers unit bench nightly clean help
+
+help:            ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+demo: $(VENV)/installed-demo     ## the whole story on a real model, in about ten minutes
+	$(BIN)/llmos demo
+
+test: $(VENV)/installed-dev      ## all tests
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-report=json:.coverage.json -q
+	$(BIN)/python tests/trusted_base.py .coverage.json
+
+check: lint types layers test    ## what CI runs
+
+lint: $(VENV)/installed-dev      ## style and formatting
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+fmt: $(VENV)/installed-dev       ## format and fix what can be fixed
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: $(VENV)/installed-dev     ## mypy --strict
+	$(BIN)/mypy
+
+layers: $(VENV)/installed-dev    ## imports point down only
+	$(BIN)/lint-imports
+
+unit: $(VENV)/installed-dev      ## the quick tests only
+	$(BIN)/python -m pytest -q tests/unit tests/vectors -m "not model and not slow"
+
+bench: $(VENV)/installed-dev     ## ratios against peers, side by side in one run
+	$(PIP) -e '.[bench]'
+	$(BIN)/python benchmarks/dp_step.py --json benchmarks/results/dp_step.json
+
+nightly: $(VENV)/installed-dev   ## long experiments: leak table over three seeds, 20 kills
+	$(BIN)/python benchmarks/leak_table.py --json benchmarks/results/leak_table.json
+	$(BIN)/python benchmarks/kill_training.py --json benchmarks/results/kill_training.json
+
+clean:           ## remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.json
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "llmos: error: Python 3.11 or newer is needed"; echo "llmos: hint: make PYTHON=python3.11 ..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "llmos: hint: on Debian: apt-get install python3-venv"; exit 1; }
+
+$(VENV)/installed-demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[demo]'
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[dev]'
+	@touch $@

@@ -1,0 +1,125 @@
+"""`llmos data`: import, list and show datasets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from llmos.cli.session import (
+    Session,
+    json_option,
+    print_fields,
+    print_json,
+    print_table,
+    with_session,
+)
+
+
+@click.group()
+def data() -> None:
+    """Import, list and show datasets."""
+
+
+@data.command("import")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--name", help="Name of the dataset; default: the file's name.")
+@click.option("--unit", required=True, help="Column that names the protected person.")
+@click.option("--text", "text_column", help="Column with the text (one text per record).")
+@click.option("--prompt", "prompt_column", help="Column with the prompt; needs --completion.")
+@click.option("--completion", "completion_column", help="Column with the completion to learn.")
+@click.option(
+    "--classification",
+    type=click.Choice(["public", "synthetic", "sensitive"]),
+    default="sensitive",
+    show_default=True,
+    help="sensitive data can never train a model without privacy.",
+)
+@click.option("--purpose", "purposes", multiple=True, default=("training",), show_default=True)
+@click.option("--epsilon", type=float, required=True, help="Total privacy budget per unit.")
+@click.option("--delta", type=float, required=True, help="Probability of the guarantee failing.")
+@click.option("--holdout", type=float, default=0.1, show_default=True, help="Share of units kept out.")
+@click.option(
+    "--canaries", type=int, default=0, show_default=True, help="Secrets to plant by fair coins."
+)
+@json_option
+@with_session
+def import_(
+    session: Session,
+    path: Path,
+    name: str | None,
+    unit: str,
+    text_column: str | None,
+    prompt_column: str | None,
+    completion_column: str | None,
+    classification: str,
+    purposes: tuple[str, ...],
+    epsilon: float,
+    delta: float,
+    holdout: float,
+    canaries: int,
+    as_json: bool,
+) -> None:
+    """Import PATH (.jsonl, .csv or .parquet) as an encrypted dataset with a privacy budget."""
+    card = session.system().import_data(
+        path,
+        name=name,
+        unit=unit,
+        text=text_column,
+        prompt=prompt_column,
+        completion=completion_column,
+        classification=classification,
+        purposes=purposes,
+        epsilon=epsilon,
+        delta=delta,
+        holdout=holdout,
+        canaries=canaries,
+    )
+    if as_json:
+        print_json(card.to_dict())
+        return
+    click.echo(f"Dataset {card.name} is stored encrypted:")
+    print_fields(
+        {
+            "records": f"{card.records} of {card.units} {card.unit_column}s for training, "
+            f"{card.holdout_records} of {card.holdout_units} held out",
+            "classification": card.classification,
+            "budget": f"epsilon {epsilon:g} at delta {delta:g}, per {card.unit_column}",
+            "canaries": f"{card.canaries}, commitment {card.canary_commitment[:16]}... is in the log"
+            if card.canaries
+            else "none",
+            "fingerprint": card.fingerprint[:32],
+        }
+    )
+
+
+@data.command("ls")
+@json_option
+@with_session
+def list_(session: Session, as_json: bool) -> None:
+    """List the datasets."""
+    cards = session.system().datasets.cards()
+    if as_json:
+        print_json([card.to_dict() for card in cards])
+        return
+    print_table(
+        "datasets",
+        ("name", "classification", "unit", "units", "records", "held out", "canaries"),
+        [
+            (c.name, c.classification, c.unit_column, c.units, c.records, c.holdout_records, c.canaries)
+            for c in cards
+        ],
+    )
+
+
+@data.command()
+@click.argument("name")
+@json_option
+@with_session
+def show(session: Session, name: str, as_json: bool) -> None:
+    """Show what is known about a dataset; never its content."""
+    card = session.system().datasets.card(name).to_dict()
+    if as_json:
+        print_json(card)
+        return
+    print_fields(card)

@@ -1,0 +1,61 @@
+"""`llmos log`: show, verify and prove entries of the audit log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from llmos.cli.session import Session, json_option, print_json, print_table, with_session
+
+
+@click.group()
+def log() -> None:
+    """Show, verify and prove entries of the audit log."""
+
+
+@log.command()
+@click.option("--after", type=int, default=-1, help="Show entries after this index.")
+@click.option("--limit", type=click.IntRange(min=1, max=10_000), default=50, show_default=True)
+@json_option
+@with_session
+def show(session: Session, after: int, limit: int, as_json: bool) -> None:
+    """Show entries of the log: who did what to what, when, and how it ended."""
+    entries = session.system().read_log(after=after, limit=limit)
+    if as_json:
+        print_json([{"index": index, **entry} for index, entry in entries])
+        return
+    print_table(
+        "entries",
+        ("index", "at", "actor", "action", "resource", "outcome"),
+        [
+            (index, e["at"], e["actor"], e["action"], e["resource"], e["outcome"])
+            for index, e in entries
+        ],
+    )
+
+
+@log.command()
+@json_option
+@with_session
+def verify(session: Session, as_json: bool) -> None:
+    """Recompute the whole tree and compare it with the signed checkpoint."""
+    size = session.system().verify_log()
+    if as_json:
+        print_json({"entries": size, "verified": True})
+        return
+    click.echo(f"{size} entries agree with the tree and with the signed checkpoint")
+
+
+@log.command()
+@click.argument("index", type=int)
+@click.argument("path", type=click.Path(path_type=Path))
+@json_option
+@with_session
+def prove(session: Session, index: int, path: Path, as_json: bool) -> None:
+    """Write a proof that entry INDEX is in the log; `llmos verify` checks it offline."""
+    session.system().prove_entry(index, path)
+    if as_json:
+        print_json({"index": index, "proof": str(path)})
+        return
+    click.echo(f"{path}: proof of entry {index}")

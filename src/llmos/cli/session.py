@@ -1,0 +1,107 @@
+"""What the commands of one process share: the opened home and the terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import update_wrapper
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from llmos.config import Config
+    from llmos.system import System
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass
+class Session:
+    """The flags that hold for a whole command line; opens the home when a command needs it."""
+
+    home: str | None = None
+    opened: System | None = field(default=None, repr=False)
+
+    def config(self) -> Config:
+        """Read the configuration."""
+        from llmos.config import load
+
+        return load(home=self.home)
+
+    def system(self) -> System:
+        """Open the home, asking for its passphrase when it has one and a person is there."""
+        if self.opened is None:
+            from llmos.system import boot
+
+            self.opened = boot(self.config(), ask_passphrase=ask_passphrase)
+        return self.opened
+
+
+def ask_passphrase() -> str:
+    """Ask a person at a terminal; nothing is echoed.
+
+    Raises:
+        click.Abort: there is no terminal.
+    """
+    if not click.get_text_stream("stdin").isatty():
+        from llmos.errors import WrongPassphrase
+
+        raise WrongPassphrase(
+            "this home is opened by a passphrase and there is no terminal to ask for it",
+            hint="set LLMOS_PASSPHRASE_FILE to a file that holds it",
+        )
+    return str(click.prompt("Passphrase", hide_input=True))
+
+
+def json_option(function: F) -> F:
+    """Give a command the flag `--json`, passed to it as `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")(function)
+
+
+def with_session(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Pass the session as the command's first argument."""
+
+    @click.pass_context
+    def called(ctx: click.Context, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        return ctx.invoke(function, ctx.find_object(Session), *args, **kwargs)
+
+    return update_wrapper(called, function)
+
+
+def console() -> Console:
+    """Return the console for people: standard output, colour only on a terminal."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=False)
+
+
+def print_json(value: object) -> None:
+    """Print one JSON value for programs."""
+    click.echo(json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print rows as a table, or say that there are none."""
+    from rich import box
+    from rich.table import Table
+
+    if not rows:
+        click.echo(f"no {title}")
+        return
+    table = Table(box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*("-" if cell is None else str(cell) for cell in row))
+    console().print(table)
+
+
+def print_fields(fields: Mapping[str, object]) -> None:
+    """Print name and value pairs, one a line, values aligned."""
+    width = max(len(name) for name in fields)
+    for name, value in fields.items():
+        click.echo(f"  {name.ljust(width)}  {value}")

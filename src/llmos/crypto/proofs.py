@@ -1,0 +1,83 @@
+"""The proof that one entry stands in a signed log, verified offline and without a database."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from llmos.crypto.merkle import leaf_hash, verify_inclusion
+from llmos.crypto.notes import Checkpoint, Verifier, decode_base64, encode_base64, open_note
+from llmos.errors import VerificationFailed
+
+PROOF_SCHEMA: Final = "llmos.log-proof/v1"
+
+
+@dataclass(frozen=True, slots=True)
+class LogProof:
+    """An entry, its audit path and the signed checkpoint that the path leads to."""
+
+    index: int
+    size: int  # entries in the log when the proof was made
+    hashes: tuple[bytes, ...]  # from the leaf's sibling up to the root's child
+    checkpoint_note: str
+    entry: bytes  # canonical JSON (RFC 8785), the bytes that were hashed
+
+    def to_dict(self) -> dict[str, Any]:
+        """Describe the proof as plain JSON values."""
+        return {
+            "schema": PROOF_SCHEMA,
+            "index": self.index,
+            "size": self.size,
+            "hashes": [encode_base64(node) for node in self.hashes],
+            "checkpoint": self.checkpoint_note,
+            "entry": self.entry.decode(),
+        }
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> LogProof:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            VerificationFailed: a field is missing or of another type.
+        """
+        match fields:
+            case {
+                "schema": "llmos.log-proof/v1",
+                "index": int(index),
+                "size": int(size),
+                "hashes": list(hashes),
+                "checkpoint": str(note),
+                "entry": str(entry),
+            } if all(isinstance(node, str) for node in hashes):
+                nodes = tuple(decode_base64(node) for node in hashes)
+            case _:
+                raise VerificationFailed("this is not a log proof")
+        try:
+            return cls(index, size, nodes, note, entry.encode())
+        except UnicodeEncodeError as error:
+            raise VerificationFailed("the log proof's entry is not text") from error
+
+
+def verify_proof(proof: LogProof, verifier: Verifier) -> dict[str, Any]:
+    """Return the entry if the log that `verifier` signs for contains it.
+
+    Raises:
+        VerificationFailed: signature, log name, size or audit path do not agree.
+    """
+    checkpoint = Checkpoint.parse(open_note(proof.checkpoint_note, verifier))
+    if checkpoint.origin != verifier.name:
+        raise VerificationFailed(f"the checkpoint is of the log {checkpoint.origin!r}")
+    if checkpoint.size != proof.size:
+        raise VerificationFailed("the proof and its checkpoint are of different sizes")
+    leaf = leaf_hash(proof.entry)
+    if not verify_inclusion(proof.index, proof.size, leaf, proof.hashes, checkpoint.root):
+        raise VerificationFailed(f"the log does not contain this entry at index {proof.index}")
+    try:
+        entry = json.loads(proof.entry)
+    except ValueError as error:
+        raise VerificationFailed("the entry is not JSON") from error
+    if not isinstance(entry, dict):
+        raise VerificationFailed("the entry is not a JSON object")
+    return entry

@@ -1,0 +1,266 @@
+"""Datasets: imported as a whole, stored encrypted, opened only under a grant of the monitor."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import rfc8785
+from sqlalchemy import Connection, RowMapping, insert, select
+
+from llmos.data.canaries import (
+    CanaryBook,
+    check,
+    commitment,
+    decode_book,
+    encode_book,
+    plant,
+)
+from llmos.data.holdout import check_fraction, split
+from llmos.data.records import Record, RecordFormat, decode_records, encode_records, fingerprint
+from llmos.errors import DataError, DatasetExists, UnknownDataset
+from llmos.kernel import schema
+from llmos.kernel.budget import Budget
+from llmos.kernel.identity import Principal
+from llmos.kernel.monitor import Monitor
+from llmos.kernel.policy import Action, Resource
+from llmos.kernel.store import Store, now
+from llmos.kernel.vault import ObjectGrant, Vault
+from llmos.privacy import Classification, PrivacyLoss
+
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+
+RECORDS_KIND: Final = "records"
+HOLDOUT_KIND: Final = "holdout"
+CANARIES_KIND: Final = "canaries"
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetCard:
+    """What may be known about a dataset without opening it.
+
+    `records` and `units` count what is trained on, the planted canaries among them: to training and
+    accounting they are records and units like any other. How many were planted is not on the card.
+    """
+
+    name: str
+    format: RecordFormat
+    classification: Classification
+    purposes: tuple[str, ...]
+    unit_column: str
+    records: int
+    units: int
+    holdout_records: int
+    holdout_units: int
+    characters: int  # of the training records' prompts and completions
+    canaries: int  # made, planted or not
+    canary_commitment: str  # SHA-256, hex
+    fingerprint: str  # SHA-256 of the stored training records, hex
+    holdout_fingerprint: str
+    object_id: str  # in the vault: training records
+    holdout_object_id: str
+    canary_object_id: str
+    created_at: str
+
+    @property
+    def resource(self) -> Resource:
+        """The dataset as policies see it."""
+        return _resource(self.name, self.classification, self.purposes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the card as JSON values."""
+        return asdict(self) | {"purposes": list(self.purposes)}
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetTerms:
+    """What the steward decides about a dataset when it is imported."""
+
+    name: str
+    classification: Classification
+    purposes: tuple[str, ...]
+    total: PrivacyLoss  # the lifetime budget, per unit of `total.unit.column`
+    holdout_fraction: float = 0.0  # of the units, in [0, 1)
+
+    def __post_init__(self) -> None:
+        """Refuse names and purposes that policies and files could misread."""
+        for word, what in (
+            (self.name, "a dataset name"),
+            *((p, "a purpose") for p in self.purposes),
+        ):
+            if not _NAME.fullmatch(word):
+                raise DataError(
+                    f"{word!r} cannot be {what}",
+                    hint="use up to 63 lower-case letters, digits and dashes, no dash in front",
+                )
+        if not self.purposes:
+            raise DataError(
+                f"dataset {self.name} has no purpose", hint="say what it may be used for"
+            )
+        check_fraction(self.holdout_fraction)
+
+
+class Datasets:
+    """The catalogue of datasets of one home."""
+
+    def __init__(self, store: Store, vault: Vault, budget: Budget, monitor: Monitor) -> None:
+        """Keep the parts of the kernel that an import touches."""
+        self._store = store
+        self._vault = vault
+        self._budget = budget
+        self._monitor = monitor
+
+    def import_records(
+        self,
+        who: Principal,
+        terms: DatasetTerms,
+        records: Iterable[Record],
+        *,
+        format: RecordFormat,
+        book: CanaryBook,
+    ) -> DatasetCard:
+        """Split, plant, encrypt and register in one act: afterwards all of it stands, or nothing.
+
+        Whole units are held out by independent coins. Planted canaries never are; they are shuffled
+        among the training records, so that no position tells. The records are held in memory and
+        never written in the clear.
+
+        Raises:
+            DatasetExists: the name is taken.
+            DataError: no record is left to train on, or a record has a canary's unit.
+            PermissionDenied: policy does not let `who` import this dataset.
+        """
+        with self._store.read() as conn:
+            _require_free(conn, terms.name)
+        kept, holdout = split(records, terms.holdout_fraction)
+        training = plant(book, kept, holdout, format)
+        stored, stored_holdout = encode_records(training), encode_records(holdout)
+        counts: dict[str, Any] = {
+            "records": len(training),
+            "units": _units(training),
+            "holdout_records": len(holdout),
+            "holdout_units": _units(holdout),
+            "characters": sum(len(r.prompt) + len(r.completion) for r in training),
+            "canaries": len(book.canaries),
+            "canary_commitment": commitment(book),
+            "fingerprint": fingerprint(stored),
+            "holdout_fingerprint": fingerprint(stored_holdout),
+        }
+        resource = _resource(terms.name, terms.classification, terms.purposes)
+        with ExitStack() as undo:  # whatever fails, the commit included, takes the objects with it
+
+            def put(kind: str, content: bytes) -> str:
+                object_id = self._vault.put(kind, content)
+                undo.callback(self._vault.delete, object_id)
+                return object_id
+
+            with self._monitor.act(
+                who, Action.IMPORT_DATA, resource, details=counts, context={}
+            ) as conn:
+                _require_free(conn, terms.name)
+                card = DatasetCard(
+                    name=terms.name,
+                    format=format,
+                    classification=terms.classification,
+                    purposes=terms.purposes,
+                    unit_column=terms.total.unit.column,
+                    object_id=put(RECORDS_KIND, stored),
+                    holdout_object_id=put(HOLDOUT_KIND, stored_holdout),
+                    canary_object_id=put(CANARIES_KIND, encode_book(book)),
+                    created_at=now(),
+                    **counts,
+                )
+                conn.execute(insert(schema.datasets).values(_to_row(card)))
+                self._budget.create_pool(conn, terms.name, card.fingerprint, terms.total)
+            undo.pop_all()
+        return card
+
+    def card(self, name: str) -> DatasetCard:
+        """Return a dataset's card.
+
+        Raises:
+            UnknownDataset: there is none of this name.
+        """
+        query = select(schema.datasets).where(schema.datasets.c.name == name)
+        with self._store.read() as conn:
+            row = conn.execute(query).mappings().one_or_none()
+        if row is None:
+            raise UnknownDataset(f"there is no dataset {name!r}", hint="see `llmos data ls`")
+        return _from_row(row)
+
+    def cards(self) -> tuple[DatasetCard, ...]:
+        """Return the cards of all datasets by name."""
+        query = select(schema.datasets).order_by(schema.datasets.c.name)
+        with self._store.read() as conn:
+            return tuple(_from_row(row) for row in conn.execute(query).mappings())
+
+    def open_records(self, card: DatasetCard, grant: ObjectGrant) -> Iterator[Record]:
+        """Yield the training records, planted canaries among them, in stored order.
+
+        Raises:
+            PermissionDenied: the grant does not cover them.
+            IntegrityError: they are not what was imported; raised at the latest after the last one.
+        """
+        return self._open(card.object_id, RECORDS_KIND, card.fingerprint, grant)
+
+    def open_holdout(self, card: DatasetCard, grant: ObjectGrant) -> Iterator[Record]:
+        """Yield the held-out records; raises as `open_records` does."""
+        return self._open(card.holdout_object_id, HOLDOUT_KIND, card.holdout_fingerprint, grant)
+
+    def open_canaries(self, card: DatasetCard, grant: ObjectGrant) -> CanaryBook:
+        """Return the canary book, checked against the commitment of the import.
+
+        Raises:
+            PermissionDenied: the grant does not cover it.
+            IntegrityError: it is not the book that was committed to.
+        """
+        book = decode_book(self._vault.read(card.canary_object_id, CANARIES_KIND, grant))
+        check(book, card.canary_commitment)
+        return book
+
+    def _open(
+        self, object_id: str, kind: str, expected_fingerprint: str, grant: ObjectGrant
+    ) -> Iterator[Record]:
+        with self._vault.open(object_id, kind, grant) as stored:
+            yield from decode_records(stored, expected_fingerprint)
+
+
+def _units(records: list[Record]) -> int:
+    return len({record.unit for record in records})
+
+
+def _require_free(conn: Connection, name: str) -> None:
+    taken = select(schema.datasets.c.name).where(schema.datasets.c.name == name)
+    if conn.execute(taken).first() is not None:
+        raise DatasetExists(
+            f"there is a dataset {name!r} already", hint="choose another name; see `llmos data ls`"
+        )
+
+
+def _resource(name: str, classification: Classification, purposes: tuple[str, ...]) -> Resource:
+    return Resource("Dataset", name, {"classification": classification, "purposes": purposes})
+
+
+_COLUMNS: Final = tuple(schema.datasets.c.keys())
+
+
+def _to_row(card: DatasetCard) -> dict[str, str]:
+    """Give each field its column; what has none goes into the JSON of the column `card`."""
+    fields = card.to_dict()
+    rest = {name: value for name, value in fields.items() if name not in _COLUMNS}
+    row = {name: value for name, value in fields.items() if name in _COLUMNS}
+    purposes = rfc8785.dumps(fields["purposes"]).decode()
+    return row | {"purposes": purposes, "card": rfc8785.dumps(rest).decode()}
+
+
+def _from_row(row: RowMapping) -> DatasetCard:
+    fields: dict[str, Any] = dict(row)
+    fields |= json.loads(fields.pop("card"))
+    fields["format"] = RecordFormat(fields["format"])
+    fields["classification"] = Classification(fields["classification"])
+    fields["purposes"] = tuple(json.loads(fields["purposes"]))
+    return DatasetCard(**fields)

@@ -1,0 +1,205 @@
+"""Per-unit gradient clipping in one backward pass.
+
+While autograd runs backward once for a microbatch, each adapted layer computes the gradients of its
+A and B for every row, adds the rows of a unit and hands them to a recorder: the work of an ordinary
+batch gradient, only not yet summed over units (book-keeping: Bu et al. 2022, arXiv:2210.00038).
+Parameters enter detached, so nothing but a recorder ever holds a gradient. Norms are taken in
+float32 on the very tensors that are summed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn.functional import linear
+
+from llmos.engines.dp.kernels import Context, apply, gate_gradients, gated, product_dtype
+from llmos.errors import SelfTestFailed
+from llmos.models.lora import LoraAdapter, LoRALinear
+
+_SAFETY: Final = 1 - 2.0**-20  # keeps a clipped unit's norm below the bound after float32 rounding
+
+
+class Recorder(Protocol):
+    """What an adapted layer hands its part of the gradient to during backward."""
+
+    def record(self, layer: LoRALinear, x: Tensor, u: Tensor, g: Tensor, gu: Tensor) -> None:
+        """Take the factors of a layer's gradient: dA = gu^T x and dB = scaling g^T u.
+
+        Args:
+            layer: whose gradient it is.
+            x: input (R, T, in).
+            u: x A^T (R, T, rank).
+            g: gradient of the output (R, T, out).
+            gu: scaling g B (R, T, rank).
+        """
+        ...
+
+
+class _RecordedProduct(Function):
+    """An adapted layer's product whose backward records instead of filling `.grad`.
+
+    With two inputs, gate and up, the layer multiplies silu(gate) * up, which is computed again in
+    backward rather than kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Context, root: Tensor, layer: LoRALinear, recorder: Recorder, *inputs: Tensor
+    ) -> Tensor:
+        del root  # requires grad, so that backward reaches the layer though its input may not
+        x = gated(*inputs) if len(inputs) == 2 else inputs[0]  # noqa: PLR2004 - gate and up
+        wide = product_dtype(x)
+        bias = None if layer.bias is None else layer.bias.to(wide)
+        u = linear(x.to(wide), layer.lora_a.to(wide))  # (R, T, rank)
+        y = linear(x.to(wide), layer.weight.to(wide), bias)  # (R, T, out)
+        y.flatten(0, 1).addmm_(u.flatten(0, 1), layer.lora_b.to(wide).T, alpha=layer.scaling)
+        ctx.save_for_backward(u, *inputs)
+        ctx.layer, ctx.recorder = layer, recorder
+        return y.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Context, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        u, *inputs = ctx.saved_tensors
+        layer: LoRALinear = ctx.layer
+        g = gradients[0].to(u.dtype)  # (R, T, out)
+        gu = (g @ layer.lora_b.to(u.dtype)).mul_(layer.scaling)  # (R, T, rank)
+        x = gated(*inputs) if len(inputs) == 2 else inputs[0]  # noqa: PLR2004 - gate and up
+        ctx.recorder.record(layer, x.to(u.dtype), u, g, gu)
+        if not any(ctx.needs_input_grad[3:]):
+            return (None,) * (3 + len(inputs))
+        dx = g @ layer.weight.to(u.dtype)  # (R, T, in)
+        dx.flatten(0, 1).addmm_(gu.flatten(0, 1), layer.lora_a.to(u.dtype))
+        if len(inputs) == 1:
+            return None, None, None, dx.to(x.dtype)
+        return None, None, None, *gate_gradients(dx, *inputs)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RecordedProduct:
+    """The `Product` that lets adapted layers record."""
+
+    recorder: Recorder
+    root: Tensor = field(default_factory=lambda: torch.zeros((), requires_grad=True))
+
+    def __call__(self, layer: LoRALinear, *inputs: Tensor) -> Tensor:
+        """Multiply x (R, T, in), or silu(gate) * up of the same shape."""
+        result: Tensor = apply(_RecordedProduct, self.root, layer, self.recorder, *inputs)
+        return result
+
+
+class _Layout:
+    """Where each layer's A and B lie in a vector (P,), and which layers have recorded."""
+
+    def __init__(self, adapter: LoraAdapter) -> None:
+        self.names = {layer: name for name, layer in adapter.layers.items()}
+        self.records = dict.fromkeys(self.names, 0)
+        self.spans: dict[LoRALinear, tuple[slice, slice]] = {}
+        start = 0
+        for layer in self.names:
+            middle = start + layer.lora_a.numel()
+            end = middle + layer.lora_b.numel()
+            self.spans[layer] = (slice(start, middle), slice(middle, end))
+            start = end
+
+    def check(self) -> None:
+        """Refuse a pass in which a layer took part never or more than once."""
+        wrong = [self.names[layer] for layer, times in self.records.items() if times != 1]
+        if wrong:
+            raise SelfTestFailed(
+                f"{len(wrong)} adapted layers were not used exactly once, first {wrong[0]}",
+                hint="this architecture skips or repeats layers; adapt others with `targets`",
+            )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClippedUnits:
+    """What clipping did to each unit of one microbatch."""
+
+    norms: Tensor  # (U,) before clipping
+    coefficients: Tensor  # (U,) 0 for a unit whose gradient is not finite
+
+
+class UnitGradients:
+    """Records one microbatch's gradients by unit, then adds their clipped sum to a total."""
+
+    def __init__(self, adapter: LoraAdapter, unit_of_row: Tensor, units: int) -> None:
+        """Expect rows (R,) that belong to the units 0 <= unit_of_row < units."""
+        self._layout = _Layout(adapter)
+        self._unit_of_row = unit_of_row
+        self._units = units
+        self._squares = torch.zeros(units, dtype=torch.float64, device=unit_of_row.device)
+        self._gradients: list[tuple[slice, Tensor]] = []
+
+    def record(self, layer: LoRALinear, x: Tensor, u: Tensor, g: Tensor, gu: Tensor) -> None:
+        """Keep a layer's gradients, one for each unit, and add to the units' squared norms."""
+        span_a, span_b = self._layout.spans[layer]
+        self._keep(span_a, torch.bmm(gu.mT, x))
+        self._keep(span_b, torch.bmm(g.mT, u).mul_(layer.scaling))
+        self._layout.records[layer] += 1
+
+    def add_clipped(self, total: Tensor, clip_norm: float) -> ClippedUnits:
+        """Scale each unit's gradient to at most `clip_norm` and add all to `total` (P,).
+
+        A unit whose gradient or norm is not finite adds nothing: one NaN would otherwise void the
+        sum and with it the bound on what a unit can do.
+
+        Raises:
+            SelfTestFailed: an adapted layer has not recorded exactly once.
+        """
+        self._layout.check()
+        norms = self._squares.sqrt()
+        finite = norms.isfinite()
+        coefficients = (clip_norm / norms).clamp_(max=1.0).mul_(_SAFETY)
+        coefficients = torch.where(finite, coefficients, 0.0).to(total.dtype)
+        whole = bool(finite.all())
+        for span, gradient in self._gradients:
+            rows = gradient if whole else gradient[finite]
+            used = coefficients if whole else coefficients[finite]
+            total[span].addmv_(rows.T, used)
+        self._gradients.clear()
+        return ClippedUnits(norms, coefficients)
+
+    def matrix(self) -> Tensor:
+        """Return the unclipped gradients (U, P), for checks on a few rows."""
+        self._layout.check()
+        size = max(span.stop for span, _ in self._gradients)
+        result = torch.zeros(self._units, size, device=self._squares.device)
+        for span, gradient in self._gradients:
+            result[:, span] = gradient.to(result.dtype)
+        return result
+
+    def _keep(self, span: slice, rows: Tensor) -> None:
+        """Add the rows (R, m, n) of each unit and keep them as (U, m * n) in float32."""
+        flat = rows.flatten(1).float()
+        if len(flat) != self._units:
+            summed = flat.new_zeros(self._units, flat.shape[1])
+            flat = summed.index_add_(0, self._unit_of_row, flat)
+        self._squares += torch.linalg.vector_norm(flat, dim=1).double().square()
+        self._gradients.append((span, flat))
+
+
+class SummedGradients:
+    """Records the plain sum over rows: the same pass without privacy."""
+
+    def __init__(self, adapter: LoraAdapter, total: Tensor) -> None:
+        """Add everything to `total` (P,)."""
+        self._layout = _Layout(adapter)
+        self._total = total
+
+    def record(self, layer: LoRALinear, x: Tensor, u: Tensor, g: Tensor, gu: Tensor) -> None:
+        """Add a layer's gradient to the total."""
+        span_a, span_b = self._layout.spans[layer]
+        rows = (tensor.flatten(0, 1) for tensor in (x, u, g, gu))
+        x, u, g, gu = rows  # (R * T, .)
+        self._total[span_a] += (gu.T @ x).flatten()
+        self._total[span_b] += (g.T @ u).mul_(layer.scaling).flatten()
+        self._layout.records[layer] += 1
+
+    def check(self) -> None:
+        """Refuse a pass in which a layer took part never or more than once."""
+        self._layout.check()

@@ -1,0 +1,265 @@
+"""What a mechanism costs: the only place that speaks to Google's `dp_accounting`.
+
+Two accountants serve two questions. The privacy loss distribution (PLD) gives the tight epsilon of
+one mechanism that was planned in advance; it is what certificates print. The Renyi divergence at
+one fixed order is what pools are charged, because jobs are chosen after earlier results were seen
+and only a privacy filter composes those.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, Final
+
+from llmos.errors import InvalidPrivacyParameter, UnaccountableMechanism
+from llmos.privacy import (
+    Mechanism,
+    Neighboring,
+    PoissonSampledGaussian,
+    check_delta,
+    check_epsilon,
+)
+
+FINE_INTERVAL: Final = 1e-4  # nats between two values of a privacy loss distribution
+GREATEST_EPSILON: Final = 1e5  # beyond it nothing is protected, and the arithmetic overflows
+LEAST_ORDER: Final = 2.0
+GREATEST_ORDER: Final = 256.0
+
+# Orders for quick upper bounds on epsilon, from which searches start.
+_QUICK_ORDERS: Final = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256)
+_GREATEST_NOISE: Final = 1e6
+_FIRST_FACTOR: Final = 1.1  # searches widen by 1.1, 1.21, 1.46 ...
+_SEARCH_TOLERANCE: Final = 1.001  # ratio of the two ends at which a search for noise stops
+_SIGNIFICANT_DIGITS: Final = 4
+
+THEOREMS: Final = {
+    "pld": (
+        "epsilon of one mechanism planned in advance: privacy loss distribution, rounded "
+        "pessimistically (Koskela, Jalko, Honkela 2020, arXiv:1906.03049; Doroshenko et al. 2022, "
+        "arXiv:2207.04380)"
+    ),
+    "renyi": (
+        "Renyi divergence of the Poisson-sampled Gaussian mechanism under add-or-remove-one: "
+        "Mironov 2017, arXiv:1702.07476; Mironov, Talwar, Zhang 2019, arXiv:1908.10530, section 3.3"
+    ),
+    "conversion": (
+        "Renyi divergence to (epsilon, delta): Canonne, Kamath, Steinke 2020, arXiv:2004.00010, "
+        "Proposition 12"
+    ),
+    "filter": (
+        "jobs chosen after earlier results were seen: privacy filter at one Renyi order fixed when "
+        "the pool is made (Feldman, Zrnic 2020, arXiv:2008.11193)"
+    ),
+    "concurrency": (
+        "jobs that run at the same time: a filter for fixed-order Renyi privacy also holds for "
+        "concurrent interactive mechanisms (Haney et al. 2023, arXiv:2309.05901)"
+    ),
+}
+
+
+@lru_cache(maxsize=4096)
+def epsilon(
+    mechanism: Mechanism,
+    delta: float,
+    neighboring: Neighboring = Neighboring.ADD_OR_REMOVE_ONE,
+) -> float:
+    """Return the least epsilon, in nats, that is proven for one pre-declared mechanism at `delta`.
+
+    The distribution is rounded to intervals of 1e-4, wider only where epsilon is above 10; rounding
+    is pessimistic, so the result is an upper bound at every interval. Infinity is returned where
+    the Renyi bound is above 1e5. `THEOREMS["pld"]`.
+
+    Raises:
+        InvalidPrivacyParameter: delta is no probability.
+    """
+    bound = _quick_epsilon(mechanism, check_delta(delta))
+    if bound > GREATEST_EPSILON:
+        return math.inf
+    return _pld_epsilon(mechanism, delta, neighboring, FINE_INTERVAL * max(1.0, bound / 10))
+
+
+@lru_cache(maxsize=1024)
+def calibrate_noise(sampling_probability: float, steps: int, epsilon: float, delta: float) -> float:
+    """Return the smallest noise multiplier, to four digits, for which the epsilon is proven.
+
+    The search uses a coarse privacy loss distribution; its result is rounded up and verified with
+    the fine one, so the returned noise never costs more than `epsilon`.
+
+    Raises:
+        InvalidPrivacyParameter: a parameter is out of range, or no noise up to 1e6 suffices.
+    """
+    check_epsilon(epsilon)
+    check_delta(delta)
+    if steps < 1:
+        raise InvalidPrivacyParameter("steps", steps, "1 or more")
+
+    def at(noise: float) -> Mechanism:
+        return PoissonSampledGaussian(sampling_probability, noise, steps)
+
+    interval = max(FINE_INTERVAL, 1e-3 * min(epsilon, 1.0), 1e-4 * epsilon)
+
+    def coarse_suffices(noise: float) -> bool:
+        add_or_remove = Neighboring.ADD_OR_REMOVE_ONE
+        return _pld_epsilon(at(noise), delta, add_or_remove, interval) <= epsilon
+
+    start = least_noise(lambda noise: _quick_epsilon(at(noise), delta) <= epsilon)
+    noise = round_up(least_noise(coarse_suffices, start=start))
+    while noise <= _GREATEST_NOISE:
+        if _proven(at(noise), delta) <= epsilon:
+            return noise
+        noise = round_up(noise * (2 * _SEARCH_TOLERANCE - 1))
+    raise InvalidPrivacyParameter("epsilon", epsilon, "large enough for noise that can be computed")
+
+
+_proven = epsilon  # `calibrate_noise` has a parameter of that name
+
+
+def least_noise(suffices: Callable[[float], bool], *, start: float = 1.0) -> float:
+    """Return the smallest noise multiplier that suffices, to 0.1 %; infinity if none up to 1e6.
+
+    `suffices` must be true from some noise on. The search is fast when `start` is near.
+    """
+    low = high = min(start, _GREATEST_NOISE)
+    factor = _FIRST_FACTOR
+    while not suffices(high):
+        if high > _GREATEST_NOISE:
+            return math.inf
+        low, high, factor = high, high * factor, factor * factor
+    while low == high or suffices(low):
+        low, high, factor = low / factor, low, factor * factor
+    while high / low > _SEARCH_TOLERANCE:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if suffices(middle) else (middle, high)
+    return high
+
+
+def round_up(noise: float) -> float:
+    """Round up to four significant digits, so that the number can be read and typed."""
+    return _rounded(noise, math.ceil)
+
+
+def round_down(epsilon: float) -> float:
+    """Round down to four significant digits; zero stays zero."""
+    return _rounded(epsilon, math.floor) if epsilon > 0 else 0.0
+
+
+def _rounded(value: float, to_integer: Callable[[float], int]) -> float:
+    unit = 10.0 ** (math.floor(math.log10(value)) + 1 - _SIGNIFICANT_DIGITS)
+    return float(f"{to_integer(value / unit) * unit:.{_SIGNIFICANT_DIGITS}g}")
+
+
+@lru_cache(maxsize=4096)
+def renyi(mechanism: Mechanism, order: float) -> float:
+    """Return the Renyi divergence, in nats, at one order under add-or-remove-one.
+
+    Composition adds, so the divergence of `steps` steps is that of one step times `steps`.
+    `THEOREMS["renyi"]`.
+
+    Raises:
+        UnaccountableMechanism: the order is no integer from 2 to 256, where the closed form is
+            exact, or the divergence is no number.
+    """
+    if not (order.is_integer() and LEAST_ORDER <= order <= GREATEST_ORDER):
+        raise UnaccountableMechanism(f"no exact Renyi divergence is known at order {order}")
+    if mechanism.steps == 0:
+        return 0.0
+    divergence = mechanism.steps * float(_step_divergences(mechanism, (int(order),))[0])
+    if not divergence >= 0:
+        raise UnaccountableMechanism(f"the divergence of {mechanism} at order {order} is no number")
+    return divergence
+
+
+def fixed_order(epsilon: float, delta: float) -> float:
+    """Return the order of a new pool: 0.8 (1 + 2 ln(1/delta) / epsilon), as an integer in [2, 256].
+
+    For plain Gaussian noise 1 + 2 ln(1/delta) / epsilon is the best order. The divergence of a
+    *subsampled* Gaussian explodes beyond an order that depends on the noise: at epsilon 3 the best
+    Gaussian order admits no job with noise 1, and 0.8 of it admits five, at no loss for the others.
+    It is an integer because the closed form is exact there; at fractional orders only a looser
+    series is known, which need not converge. Above 256 nothing is gained and arithmetic is slow.
+
+    Raises:
+        InvalidPrivacyParameter: epsilon or delta is out of range.
+    """
+    gaussian_best = 1 + 2 * math.log(1 / check_delta(delta)) / check_epsilon(epsilon)
+    return float(round(min(max(0.8 * gaussian_best, LEAST_ORDER), GREATEST_ORDER)))
+
+
+def renyi_cap(epsilon: float, delta: float, order: float) -> float:
+    """Return the largest total divergence, in nats, that still implies (epsilon, delta).
+
+    `THEOREMS["conversion"]`, solved for the divergence; zero or less means that the order cannot
+    prove (epsilon, delta) for anything.
+
+    Raises:
+        InvalidPrivacyParameter: epsilon or delta is out of range.
+    """
+    return check_epsilon(epsilon) - _conversion_gap(order, delta)
+
+
+def renyi_to_epsilon(divergence: float, order: float, delta: float) -> float:
+    """Return the epsilon, in nats, that a divergence at one order implies at `delta`.
+
+    `THEOREMS["conversion"]`; a divergence of zero is no loss at all.
+
+    Raises:
+        InvalidPrivacyParameter: delta is no probability.
+    """
+    gap = _conversion_gap(order, delta)
+    return max(0.0, divergence + gap) if divergence > 0 else 0.0
+
+
+def _conversion_gap(order: float, delta: float) -> float:
+    """Return epsilon minus divergence in Proposition 12 of arXiv:2004.00010."""
+    return math.log1p(-1 / order) - (math.log(check_delta(delta)) + math.log(order)) / (order - 1)
+
+
+def _quick_epsilon(mechanism: Mechanism, delta: float) -> float:
+    """Return a rough upper bound on epsilon in about a millisecond; infinity if there is none."""
+    divergences = _step_divergences(mechanism, _QUICK_ORDERS)
+    return min(
+        renyi_to_epsilon(mechanism.steps * divergence, order, delta)
+        for order, divergence in zip(_QUICK_ORDERS, divergences, strict=True)
+    )
+
+
+def _step_divergences(mechanism: Mechanism, orders: tuple[int, ...]) -> list[float]:
+    """Return the Renyi divergence of one step at each order."""
+    from dp_accounting import rdp  # noqa: PLC0415 - takes a second to load
+
+    accountant = rdp.RdpAccountant(list(orders))
+    try:
+        accountant.compose(_event(mechanism.after(1)))
+    except OverflowError:  # hardly any noise
+        return [math.inf] * len(orders)
+    return [float(divergence) for divergence in accountant.rdp]
+
+
+def _pld_epsilon(
+    mechanism: Mechanism, delta: float, neighboring: Neighboring, interval: float
+) -> float:
+    """Return epsilon from a privacy loss distribution over multiples of `interval`."""
+    import dp_accounting  # noqa: PLC0415 - takes a second to load
+    from dp_accounting import pld  # noqa: PLC0415
+
+    if mechanism.steps == 0:
+        return 0.0
+    relation = {
+        Neighboring.ADD_OR_REMOVE_ONE: dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE,
+        Neighboring.REPLACE_ONE: dp_accounting.NeighboringRelation.REPLACE_ONE,
+    }[neighboring]
+    accountant = pld.PLDAccountant(relation, value_discretization_interval=interval)
+    accountant.compose(_event(mechanism))
+    return float(accountant.get_epsilon(delta))
+
+
+def _event(mechanism: Mechanism) -> Any:  # noqa: ANN401 - dp_accounting.DpEvent, loaded lazily
+    """Translate a mechanism into dp_accounting's language."""
+    import dp_accounting  # noqa: PLC0415 - takes a second to load
+
+    step = dp_accounting.PoissonSampledDpEvent(
+        mechanism.sampling_probability, dp_accounting.GaussianDpEvent(mechanism.noise_multiplier)
+    )
+    return dp_accounting.SelfComposedDpEvent(step, mechanism.steps)

@@ -1,0 +1,273 @@
+"""The tamper-evident log: an RFC 6962 tree over canonical JSON entries, signed at every append.
+
+An entry is written in the transaction of the act that it records, so there is no act without a
+record and no record without the act. The tree's hashes and the newest signed checkpoint are written
+with it; older checkpoints are replaced, since every proof is made against the newest one and a
+consistency proof reaches back to any size.
+
+Protects against: changed, swapped, removed or added rows, by anyone who does not have the log key.
+Does not protect against: putting back an older copy of the whole database, or an operator who has
+the key and rewrites history. Both are seen by whoever kept an older checkpoint: `verify(kept=...)`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import rfc8785
+from sqlalchemy import Connection, and_, delete, false, func, insert, or_, select
+
+from llmos.crypto import merkle
+from llmos.crypto.notes import Checkpoint, NoteKey, open_note, sign_note
+from llmos.crypto.proofs import LogProof
+from llmos.errors import RequestError, TamperedLog, VerificationFailed
+from llmos.kernel.schema import log_checkpoints, log_entries, log_nodes
+from llmos.kernel.store import Store
+
+_Nodes = dict[tuple[int, int], bytes]  # (level, index) -> hash of that complete subtree
+_BATCH_ENTRIES: Final = 512
+_HINT: Final = "stop using this home and restore kernel.db; the vault and the models are untouched"
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """One record with its place in the log."""
+
+    index: int
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class AuditLog:
+    """The log of one home; its origin is the name of the key that signs for it."""
+
+    store: Store
+    key: NoteKey
+
+    def append(self, conn: Connection, entry: Mapping[str, Any]) -> int:
+        """Add an entry inside the caller's transaction and return its index.
+
+        The stored tree is checked against the last checkpoint before a new one is signed, so that
+        a signature never covers a change that someone else made.
+
+        Raises:
+            TamperedLog: the log was changed since its last checkpoint.
+            ValueError: the entry is no JSON (RFC 8785).
+        """
+        data = rfc8785.dumps(dict(entry))
+        head, nodes = self._state(conn)
+        size = head.size
+        new = merkle.completed_nodes(size, merkle.leaf_hash(data), lambda *at: nodes[at])
+        nodes |= {(level, index): node for level, index, node in new}
+        root = merkle.tree_root(size + 1, lambda *at: nodes[at])
+        note = sign_note(Checkpoint(self.key.name, size + 1, root).text(), self.key)
+        conn.execute(insert(log_entries).values(idx=size, data=data))
+        conn.execute(
+            insert(log_nodes),
+            [{"level": level, "idx": index, "hash": node} for level, index, node in new],
+        )
+        conn.execute(delete(log_checkpoints))
+        conn.execute(insert(log_checkpoints).values(size=size + 1, note=note))
+        return size
+
+    def check(self) -> Checkpoint:
+        """Compare signature, row counts and the root over the stored subtrees; quick, for start-up.
+
+        Raises:
+            TamperedLog: they do not agree, or the log is empty: a home's first entry is its making.
+        """
+        with self.store.read() as conn:
+            return self._checked(conn)
+
+    def verify(self, *, kept: str | None = None) -> Checkpoint:
+        """Recompute the whole tree from the entries and compare every stored hash.
+
+        Args:
+            kept: a checkpoint note of this log that was kept elsewhere; the log must continue it.
+
+        Raises:
+            TamperedLog: anything differs.
+            VerificationFailed: `kept` is not a checkpoint that this log signed.
+        """
+        earlier = self._opened(kept) if kept is not None else None
+        with self.store.read() as conn:
+            head = self._checked(conn)
+            if earlier is not None and earlier.size > head.size:
+                raise _tampered(f"it has {head.size} entries and had {earlier.size}")
+            for start in range(0, head.size, _BATCH_ENTRIES):
+                _verify_batch(conn, start, min(head.size, start + _BATCH_ENTRIES))
+            if earlier is None:
+                return head
+            if merkle.tree_root(earlier.size, _reader(conn)) != earlier.root:
+                raise _tampered(f"its first {earlier.size} entries are not those it had")
+            return head
+
+    def prove(self, index: int) -> LogProof:
+        """Return the proof that entry `index` stands in the log, for `crypto.proofs.verify_proof`.
+
+        Raises:
+            RequestError: there is no such entry.
+            TamperedLog: the stored hashes do not lead from the entry to the signed root.
+        """
+        with self.store.read() as conn:
+            head = self._head(conn)
+            if not 0 <= index < head.size:
+                raise RequestError(f"the log has no entry {index}; its last is {head.size - 1}")
+            data = conn.execute(
+                select(log_entries.c.data).where(log_entries.c.idx == index)
+            ).scalar_one_or_none()
+            if data is None:
+                raise _tampered(f"entry {index} is missing")
+            hashes = merkle.inclusion_proof(index, head.size, _reader(conn))
+            note = _newest_note(conn)
+        leaf = merkle.leaf_hash(data)
+        if note is None or not merkle.verify_inclusion(index, head.size, leaf, hashes, head.root):
+            raise _tampered(f"entry {index} or a hash above it was changed")
+        return LogProof(index, head.size, hashes, note, data)
+
+    def prove_consistency(self, old_size: int) -> tuple[bytes, ...]:
+        """Return the proof that the log of `old_size` entries is a beginning of the present one.
+
+        Raises:
+            RequestError: the log never had that size.
+        """
+        with self.store.read() as conn:
+            size = self._head(conn).size
+            if not 0 <= old_size <= size:
+                raise RequestError(f"the log has {size} entries, it never had {old_size}")
+            return merkle.consistency_proof(old_size, size, _reader(conn))
+
+    def entries(self, after: int = -1, limit: int = 100) -> list[LogEntry]:
+        """Return up to `limit` entries that follow index `after`, oldest first.
+
+        Raises:
+            TamperedLog: an entry does not have the hash that the tree holds for it.
+        """
+        leaf = and_(log_nodes.c.level == 0, log_nodes.c.idx == log_entries.c.idx)
+        rows = (
+            select(log_entries.c.idx, log_entries.c.data, log_nodes.c.hash)
+            .outerjoin(log_nodes, leaf)
+            .where(log_entries.c.idx > after)
+            .order_by(log_entries.c.idx)
+            .limit(limit)
+        )
+        found = []
+        with self.store.read() as conn:
+            for index, data, stored in conn.execute(rows):
+                if merkle.leaf_hash(data) != stored:
+                    raise _tampered(f"entry {index} was changed")
+                found.append(LogEntry(index, json.loads(data)))
+        return found
+
+    def _head(self, conn: Connection) -> Checkpoint:
+        return self._state(conn)[0]
+
+    def _state(self, conn: Connection) -> tuple[Checkpoint, _Nodes]:
+        """Return the newest checkpoint and the frontier that leads to its root."""
+        last = conn.execute(select(func.max(log_entries.c.idx))).scalar_one()
+        size = 0 if last is None else int(last) + 1
+        note = _newest_note(conn)
+        if note is None:
+            if size:
+                raise _tampered("it has no checkpoint")
+            return Checkpoint(self.key.name, 0, merkle.EMPTY_ROOT), {}
+        try:
+            head = self._opened(note)
+        except VerificationFailed as error:
+            raise _tampered(f"its checkpoint is not genuine: {error}") from error
+        if head.size != size:
+            raise _tampered(f"it has {size} entries and its checkpoint says {head.size}")
+        nodes = _frontier(conn, size)
+        if merkle.tree_root(size, lambda *at: nodes[at]) != head.root:
+            raise _tampered("its hashes do not lead to the signed root")
+        return head, nodes
+
+    def _checked(self, conn: Connection) -> Checkpoint:
+        head = self._head(conn)
+        entries = conn.execute(select(func.count()).select_from(log_entries)).scalar_one()
+        nodes = conn.execute(select(func.count()).select_from(log_nodes)).scalar_one()
+        if not head.size:
+            raise _tampered("it is empty")
+        if entries != head.size or nodes != merkle.node_count(head.size):
+            raise _tampered(f"it has {entries} rows and {nodes} hashes for {head.size} entries")
+        return head
+
+    def _opened(self, note: str) -> Checkpoint:
+        checkpoint = Checkpoint.parse(open_note(note, self.key.verifier))
+        if checkpoint.origin != self.key.name:
+            raise VerificationFailed(f"it is of the log {checkpoint.origin!r}")
+        return checkpoint
+
+
+def _verify_batch(conn: Connection, start: int, end: int) -> None:
+    """Recompute the hashes that entries `start` to `end - 1` complete and compare all of them."""
+    rows = conn.execute(
+        select(log_entries.c.idx, log_entries.c.data)
+        .where(log_entries.c.idx >= start, log_entries.c.idx < end)
+        .order_by(log_entries.c.idx)
+    ).all()
+    if [index for index, _ in rows] != list(range(start, end)):
+        raise _tampered(f"an entry from {start} to {end - 1} is missing")
+    # what was completed before this batch was compared then
+    nodes = _frontier(conn, start)
+    computed: _Nodes = {}
+    for index, data in rows:
+        for level, place, node in merkle.completed_nodes(
+            index, merkle.leaf_hash(data), lambda *at: nodes[at]
+        ):
+            nodes[level, place] = computed[level, place] = node
+    stored = conn.execute(
+        select(log_nodes).where(
+            or_(
+                *(
+                    and_(
+                        log_nodes.c.level == level,
+                        log_nodes.c.idx >= start >> level,
+                        log_nodes.c.idx < end >> level,
+                    )
+                    for level in range(end.bit_length())
+                )
+            )
+        )
+    )
+    if {(level, index): node for level, index, node in stored} != computed:
+        raise _tampered(f"an entry from {start} to {end - 1}, or its hash, was changed")
+
+
+def _frontier(conn: Connection, size: int) -> _Nodes:
+    """Return the complete subtrees of the first `size` entries in one query."""
+    places = merkle.frontier(size)
+    # SQLite looks each place up in its index; a row-value IN would scan the whole table
+    wanted = or_(
+        false(),
+        *(and_(log_nodes.c.level == level, log_nodes.c.idx == index) for level, index in places),
+    )
+    rows = conn.execute(select(log_nodes).where(wanted))
+    nodes = {(level, index): bytes(node) for level, index, node in rows}
+    if len(nodes) != len(places):
+        raise _tampered("a hash is missing")
+    return nodes
+
+
+def _reader(conn: Connection) -> merkle.ReadNode:
+    def read(level: int, index: int) -> bytes:
+        node = conn.execute(
+            select(log_nodes.c.hash).where(log_nodes.c.level == level, log_nodes.c.idx == index)
+        ).scalar_one_or_none()
+        if node is None:
+            raise _tampered(f"the hash of level {level}, place {index} is missing")
+        return bytes(node)
+
+    return read
+
+
+def _newest_note(conn: Connection) -> str | None:
+    newest = select(log_checkpoints.c.note).order_by(log_checkpoints.c.size.desc()).limit(1)
+    return conn.execute(newest).scalar_one_or_none()
+
+
+def _tampered(what: str) -> TamperedLog:
+    return TamperedLog(f"the log was changed: {what}", hint=_HINT)

@@ -1,0 +1,1 @@
+"""Alembic migrations of both databases; `llmos.kernel.store` runs them."""

@@ -1,0 +1,26 @@
+"""What no certificate of this version covers, and what only a person can answer."""
+
+from __future__ import annotations
+
+from typing import Final
+
+NOT_PROTECTED: Final = (
+    "Facts about the whole group: the model may learn them, and so does anyone who asks it.",
+    "What follows about a person from other people's records; it would follow without their own.",
+    "One person under several values of the unit column: each value is protected alone.",
+    "The number of units in the dataset and its name, which are treated as public.",
+    "What the base model's own pre-training data betray; they were not under this guarantee.",
+    "What users type to the model, and what it answers, while it is in use.",
+    "The training data where they are stored and used; encryption and access control guard them.",
+    "Running times, memory and other side channels of the machine during training.",
+    "Settings chosen after looking at the data by means that the budget ledger did not see.",
+)
+
+QUESTIONS: Final = (
+    "Does one value of the unit column stand for everything that one person could be harmed by?",
+    "Is this epsilon acceptable for these data and this use, and who decided so?",
+    "Who may use the model, and could they combine it with other releases from the same people?",
+    "Were data prepared or settings tuned on these records outside this home?",
+    "Is the operator who holds the keys of this home trusted, and is the log witnessed elsewhere?",
+    "What is done when a person asks to be erased after the model was trained?",
+)

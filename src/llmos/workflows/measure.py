@@ -1,0 +1,207 @@
+"""Measure what trained models leak, side by side; the result is written, hashed and recorded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from llmos.attacks import leak
+from llmos.attacks.leak import LeakReport, MeasuredModel, Verdict
+from llmos.attacks.scoring import Scores, score
+from llmos.data.datasets import DatasetCard
+from llmos.data.records import Record, RecordFormat
+from llmos.errors import MeasurementError
+from llmos.kernel import accounting
+from llmos.kernel.identity import Principal
+from llmos.kernel.monitor import Grant
+from llmos.kernel.policy import Action
+from llmos.models import lora
+from llmos.models.encoding import Encoded, encode, encode_continuation
+from llmos.models.loading import LoadedModel, load_base, resolve_device
+from llmos.models.registry import ModelEntry, ModelKind
+from llmos.privacy import PrivacyLoss, PrivacyUnit
+from llmos.workflows.parts import Parts
+from llmos.workflows.training_plan import TrainRequest
+
+# Members and held-out records are compared on at most this many of each, the first in stored order.
+_MOST_RECORDS = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Reports of one or more models and where they were written."""
+
+    reports: tuple[LeakReport, ...]
+    files: tuple[Path, ...]
+
+    @property
+    def failed(self) -> LeakReport | None:
+        """Return the first report that refutes its ledger."""
+        return next((r for r in self.reports if r.verdict is Verdict.FAIL), None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Probe:
+    """A dataset's records and canaries as one tokenizer sees them."""
+
+    members: tuple[Encoded, ...]
+    heldout: tuple[Encoded, ...]
+    canaries: tuple[Encoded, ...]
+    planted: np.ndarray[Any, np.dtype[np.bool_]]
+    category_tokens: tuple[int, ...] | None
+
+
+def run(models: Sequence[str], who: Principal, parts: Parts) -> Measured:
+    """Measure adapters; models of one base and dataset share the base model's pass.
+
+    Raises:
+        UnknownModel: a name is not known.
+        MeasurementError: a model is not a trained adapter, or the data are too few.
+        IntegrityError: the canary book is not the one committed to before training.
+    """
+    entries = [parts.registry.model(name) for name in models]
+    for entry in entries:
+        if entry.kind is not ModelKind.ADAPTER:
+            raise MeasurementError(
+                f"{entry.name} is a base model: nothing of this home was trained into it",
+                hint="measure a model that `llmos train` made",
+            )
+    reports: dict[str, LeakReport] = {}
+    for base, dataset in sorted({(entry.base or "", entry.card["dataset"]) for entry in entries}):
+        same = [e for e in entries if (e.base, e.card["dataset"]) == (base, dataset)]
+        for report in _measure_together(same, base, dataset, who, parts):
+            reports[report.model] = report
+    ordered = tuple(reports[entry.name] for entry in entries)
+    return Measured(ordered, tuple(_write(report, who, parts) for report in ordered))
+
+
+def report_path(home: Path, model: str) -> Path:
+    """Return where a model's leak report is kept."""
+    return home / "reports" / f"{model}.leak.json"
+
+
+def _measure_together(
+    entries: Sequence[ModelEntry], base: str, dataset: str, who: Principal, parts: Parts
+) -> list[LeakReport]:
+    kernel = parts.kernel
+    card = parts.datasets.card(dataset)
+    objects = {card.object_id, card.holdout_object_id, card.canary_object_id}
+    with kernel.monitor.admit(
+        who,
+        Action.MEASURE,
+        card.resource,
+        key=f"measure-{'-'.join(e.name for e in entries)}",
+        objects=frozenset(objects | {entry.location for entry in entries}),
+        charge=None,
+        context={},
+        details={"models": [entry.name for entry in entries]},
+    ) as grant:
+        folder = parts.registry.folder(parts.registry.model(base))
+        loaded = load_base(folder, resolve_device(kernel.config.device))
+        request = TrainRequest.model_validate(entries[0].card["request"])
+        probe = _probe(card, loaded, request.max_tokens, grant, parts)
+        base_members = score(loaded.model, probe.members)
+        base_heldout = score(loaded.model, probe.heldout)
+        return [
+            _measure_one(entry, card, loaded.model, probe, (base_members, base_heldout), grant, parts)
+            for entry in entries
+        ]
+
+
+def _measure_one(
+    entry: ModelEntry,
+    card: DatasetCard,
+    model: nn.Module,
+    probe: _Probe,
+    base: tuple[Scores, Scores],
+    grant: Grant,
+    parts: Parts,
+) -> LeakReport:
+    adapter = lora.from_peft(model, parts.registry.open_adapter(entry.name, grant))
+    try:
+        return leak.measure(
+            MeasuredModel(
+                model=entry.name,
+                digest=entry.digest,
+                base=entry.base or "",
+                dataset=card.name,
+                fingerprint=card.fingerprint,
+            ),
+            guarantee(entry, card, parts),
+            members=score(model, probe.members),
+            heldout=score(model, probe.heldout),
+            base_members=base[0],
+            base_heldout=base[1],
+            canaries=score(model, probe.canaries) if probe.canaries else None,
+            planted=probe.planted if probe.canaries else None,
+            category_tokens=probe.category_tokens,
+        )
+    finally:
+        lora.detach(adapter)
+
+
+def guarantee(entry: ModelEntry, card: DatasetCard, parts: Parts) -> PrivacyLoss | None:
+    """Derive a model's guarantee from what its ledger entry says was run; None without one."""
+    request = TrainRequest.model_validate(entry.card["request"])
+    if request.noise_multiplier is None or request.delta is None:
+        return None
+    run_mechanism = parts.kernel.budget.reservation(entry.card["job"]).mechanism
+    return PrivacyLoss(
+        accounting.epsilon(run_mechanism, request.delta),
+        request.delta,
+        PrivacyUnit(card.unit_column),
+    )
+
+
+def _probe(
+    card: DatasetCard, loaded: LoadedModel, max_tokens: int, grant: Grant, parts: Parts
+) -> _Probe:
+    """Read members, held-out records and canaries; planted canaries are not members here."""
+    book = parts.datasets.open_canaries(card, grant)
+    canary_units = {canary.unit for canary in book.canaries}
+    members = [r for r in parts.datasets.open_records(card, grant) if r.unit not in canary_units]
+    heldout = list(parts.datasets.open_holdout(card, grant))
+    encoded_heldout = tuple(_encoded(r, loaded, max_tokens) for r in heldout[:_MOST_RECORDS])
+    text = card.format is RecordFormat.TEXT
+    return _Probe(
+        members=tuple(_encoded(r, loaded, max_tokens) for r in members[:_MOST_RECORDS]),
+        heldout=encoded_heldout,
+        canaries=tuple(
+            encode_continuation(c.prefix, c.continuation, loaded.tokenizer, max_tokens)
+            if text
+            else encode(c.prefix, c.secret, loaded.tokenizer, max_tokens)
+            for c in book.canaries
+        ),
+        planted=np.array([canary.planted for canary in book.canaries], dtype=np.bool_),
+        # A completion's last label is the end token: without it, what was to be said is right.
+        category_tokens=None
+        if text
+        else tuple(max(1, len(e.ids) - e.labels_from - 1) for e in encoded_heldout),
+    )
+
+
+def _encoded(record: Record, loaded: LoadedModel, max_tokens: int) -> Encoded:
+    return encode(record.prompt, record.completion, loaded.tokenizer, max_tokens)
+
+
+def _write(report: LeakReport, who: Principal, parts: Parts) -> Path:
+    """Write a report and record its hash; the file appears whole or not at all."""
+    data = leak.to_json(report)
+    path = report_path(parts.kernel.config.home, report.model)
+    entry = parts.registry.model(report.model)
+    details = {
+        "leak_report_sha256": hashlib.sha256(data).hexdigest(),
+        "verdict": str(report.verdict),
+        "epsilon_lower_bound": None if report.bound is None else report.bound.lower,
+    }
+    with parts.kernel.monitor.act(who, Action.MEASURE, entry.resource, details=details, context={}):
+        draft = path.with_suffix(".tmp")
+        draft.write_bytes(data)
+        draft.replace(path)
+    return path

@@ -1,0 +1,98 @@
+"""How long a training will take: from an earlier run like it, else from a short measurement."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from llmos.data.datasets import DatasetCard
+from llmos.kernel.jobs import JobState
+from llmos.kernel.kernel import Kernel
+from llmos.models.loading import resolve_device
+from llmos.models.registry import ModelEntry
+
+if TYPE_CHECKING:
+    from llmos.workflows.training_plan import TrainRequest
+
+# English clinical text under SmolLM2's tokenizer has about 3.5 characters a token.
+_CHARACTERS_PER_TOKEN: Final = 3.5
+_CHAT_TEMPLATE_TOKENS: Final = 30
+# Share of a plain matrix product's speed that a whole training step reaches (two-core CPU).
+_STEP_EFFICIENCY: Final = 0.55
+_PROBE_S: Final = 0.1
+_START_S: Final = 10.0  # loading the model, encoding, the engine's self-test
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Seconds and what they rest on."""
+
+    seconds: float
+    basis: str
+
+    def __str__(self) -> str:
+        """Return minutes and seconds with the basis."""
+        minutes, seconds = divmod(round(self.seconds), 60)
+        return f"about {minutes} min {seconds:02d} s ({self.basis})"
+
+
+def predict_seconds(
+    request: TrainRequest, card: DatasetCard, base: ModelEntry, kernel: Kernel
+) -> Prediction:
+    """Predict the wall time of a training on this machine."""
+    per_record = min(
+        request.max_tokens,
+        card.characters / max(1, card.records) / _CHARACTERS_PER_TOKEN
+        + (_CHAT_TEMPLATE_TOKENS if card.format == "prompt-completion" else 1),
+    )
+    records_per_unit = min(request.max_records_per_unit, card.records / card.units)
+    tokens = request.steps * request.batch * records_per_unit * per_record
+    if (speed := _earlier_speed(request, kernel)) is not None:
+        return Prediction(_START_S + tokens / speed, f"{speed:.0f} tokens/s in an earlier run")
+    speed = matmul_flops_per_s(resolve_device(kernel.config.device)) * _STEP_EFFICIENCY / _flops_per_token(request, base, kernel)
+    return Prediction(_START_S + tokens / speed, f"estimated at {speed:.0f} tokens/s")
+
+
+def _earlier_speed(request: TrainRequest, kernel: Kernel) -> float | None:
+    """Return the speed of the newest finished job with the same model and adapter shape."""
+    for job in kernel.jobs.jobs():
+        same = all(
+            job.request.get(name) == getattr(request, name)
+            for name in ("model", "rank", "last_layers")
+        )
+        if job.state is JobState.DONE and same and job.result and job.result.get("tokens_per_s"):
+            return float(job.result["tokens_per_s"])
+    return None
+
+
+def _flops_per_token(request: TrainRequest, base: ModelEntry, kernel: Kernel) -> float:
+    """Count multiply-adds: the forward pass of every block, the backward pass of adapted ones."""
+    config = json.loads((kernel.config.home / base.location / "config.json").read_bytes())
+    layers = int(config["num_hidden_layers"])
+    block = _block_parameters(config)
+    head = int(config["vocab_size"]) * int(config["hidden_size"])
+    adapted = min(request.last_layers or layers, layers)
+    forward, backward = layers * block + head, 1.2 * adapted * block + head
+    return 2.0 * (forward + backward)
+
+
+def _block_parameters(config: dict[str, Any]) -> int:
+    hidden, inner = int(config["hidden_size"]), int(config["intermediate_size"])
+    heads = int(config["num_attention_heads"])
+    shared = int(config.get("num_key_value_heads") or heads) / heads
+    return int(hidden * hidden * (2 + 2 * shared)) + 3 * hidden * inner
+
+
+def matmul_flops_per_s(device: torch.device) -> float:
+    """Measure a bfloat16 matrix product of a small model's size for about a tenth of a second."""
+    matrix = torch.ones(1024, 1024, dtype=torch.bfloat16, device=device)
+    float(torch.mm(matrix, matrix)[0, 0])
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < _PROBE_S:
+        float(torch.mm(matrix, matrix)[0, 0])  # reading a value waits for the device
+        count += 1
+    return count * 2 * 1024**3 / (time.perf_counter() - start)

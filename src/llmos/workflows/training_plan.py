@@ -1,0 +1,248 @@
+"""The plan of a training: everything that is decided before any data is opened."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from llmos.data.datasets import DatasetCard
+from llmos.engines.dp.plan import AdamWSettings, DPPlan, GaussianClipping
+from llmos.errors import InvalidPrivacyParameter, ModelError, ModelExists, UnknownModel
+from llmos.kernel import accounting
+from llmos.kernel.budget import PoolState
+from llmos.models.lora import LoraConfig
+from llmos.models.registry import Registry
+from llmos.privacy import Neighboring, check_delta, check_epsilon
+from llmos.workflows.parts import Parts
+from llmos.workflows.prediction import Prediction, predict_seconds
+
+_LARGEST_BATCH: Final = 512
+_UNITS_PER_BATCH: Final = 16
+_PLAIN_BATCH: Final = 16
+
+
+class TrainOptions(BaseModel):
+    """What a user asks for; what is None gets a default derived from the data."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: str
+    model: str
+    output: str | None = None
+    private: bool = True
+    epsilon: float | None = None
+    delta: float | None = None
+    purpose: str = "training"
+    steps: int | None = Field(None, ge=1)
+    epochs: float = Field(10.0, gt=0)
+    batch: int | None = Field(None, ge=1)
+    clip: float = Field(1.0, gt=0)
+    learning_rate: float = Field(1e-3, gt=0)
+    rank: int = Field(16, ge=1)
+    last_layers: int | None = Field(None, ge=1)
+    max_tokens: int = Field(256, ge=8)
+    max_records_per_unit: int = Field(4, ge=1)
+    microbatch_tokens: int | None = Field(None, ge=64)
+    checkpoint_every_s: float = Field(30.0, ge=0)
+    seed: int | None = None  # tests only: the certificate then says "not for production"
+
+
+class TrainRequest(BaseModel):
+    """A job's complete description: the worker needs nothing else."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: str
+    fingerprint: str
+    model: str
+    output: str
+    purpose: str
+    epsilon: float | None  # what was asked for; the guarantee is derived from the mechanism
+    delta: float | None
+    units: int
+    batch: int
+    steps: int
+    clip: float
+    noise_multiplier: float | None  # None: training without privacy
+    learning_rate: float
+    rank: int
+    last_layers: int | None
+    max_tokens: int
+    max_records_per_unit: int
+    microbatch_tokens: int | None
+    checkpoint_every_s: float
+    seed: int | None
+
+    @property
+    def plan(self) -> DPPlan:
+        """Return the engine's plan, from which sampler, noise and mechanism derive."""
+        privacy = (
+            None
+            if self.noise_multiplier is None
+            else GaussianClipping(clip_norm=self.clip, noise_multiplier=self.noise_multiplier)
+        )
+        return DPPlan(
+            units=self.units,
+            expected_batch_units=float(self.batch),
+            steps=self.steps,
+            privacy=privacy,
+            max_records_per_unit=self.max_records_per_unit,
+            optimizer=AdamWSettings(learning_rate=self.learning_rate),
+        )
+
+    @property
+    def lora(self) -> LoraConfig:
+        """Return the shape of the adapter."""
+        return LoraConfig(rank=self.rank, alpha=2.0 * self.rank, last_layers=self.last_layers)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainPlan:
+    """A request with what it will cost."""
+
+    request: TrainRequest
+    card: DatasetCard
+    epsilon: float | None  # PLD, at the request's delta; None without privacy
+    epsilon_replace_one: float | None
+    pool: PoolState
+    pool_cost: int  # in 1e-12 nats at the pool's Renyi order
+    predicted: Prediction
+
+    @property
+    def steps(self) -> int:
+        """Return the number of steps."""
+        return self.request.steps
+
+    def lines(self) -> dict[str, str]:
+        """Return what a person reads before saying yes."""
+        request, card = self.request, self.card
+        unit = card.unit_column
+        layers = f"the last {request.last_layers} blocks" if request.last_layers else "all blocks"
+        lines = {
+            "data": f"{card.name} ({card.classification}): {card.records} records of "
+            f"{card.units} {unit}s; purpose {request.purpose}",
+            "model": f"{request.model} -> {request.output}, LoRA rank {request.rank} on {layers}",
+        }
+        if request.noise_multiplier is None:
+            return lines | {
+                "sampling": f"shuffled batches of {request.batch} {unit}s, {request.steps} steps",
+                "guarantee": "NONE: this model may repeat its training data word for word",
+                "predicted": str(self.predicted),
+            }
+        share = self.pool_cost / self.pool.cap
+        return lines | {
+            "sampling": f"Poisson, each {unit} with probability {request.plan.sampling_probability:.4f} "
+            f"(about {request.batch} a step), {request.steps} steps",
+            "clipping": f"L2 norm {request.clip:g} per {unit}; "
+            f"noise multiplier {request.noise_multiplier:.4f}",
+            "guarantee": f"epsilon {self.epsilon:.3f} at delta {request.delta:g} per {unit} "
+            f"(add or remove one; PLD); replace one: {self.epsilon_replace_one:.3f}",
+            "budget": f"takes {share:.1%} of {card.name}'s; {self.pool.remaining_share:.1%} is left "
+            f"now, {self.pool.remaining_share - share:.1%} afterwards (Renyi filter)",
+            "predicted": str(self.predicted),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON values."""
+        return {
+            **self.request.model_dump(mode="json"),
+            "sampling_probability": self.request.plan.sampling_probability,
+            "epsilon_pld": self.epsilon,
+            "epsilon_replace_one": self.epsilon_replace_one,
+            "neighboring": str(Neighboring.ADD_OR_REMOVE_ONE),
+            "pool_share": self.pool_cost / self.pool.cap,
+            "pool_remaining_share": self.pool.remaining_share,
+            "predicted_s": self.predicted.seconds,
+        }
+
+
+def make_plan(
+    options: TrainOptions, parts: Parts
+) -> TrainPlan:
+    """Derive the plan from the catalogue alone; neither data nor model is opened.
+
+    Raises:
+        InvalidPrivacyParameter: epsilon, delta, clip or batch lie outside their range.
+        UnknownDataset, UnknownModel: a name is not known.
+        ModelExists: the output's name is taken.
+        ModelError: the model is not a base model.
+    """
+    _check_privacy(options)
+    kernel, datasets, registry = parts.kernel, parts.datasets, parts.registry
+    card = datasets.card(options.dataset)
+    base = registry.model(options.model)
+    if base.kind != "base":
+        raise ModelError(
+            f"{options.model} is an adapter; training starts from a base model",
+            hint=f"use --model {base.base}",
+        )
+    output = options.output or f"{card.name}-{'private' if options.private else 'nonprivate'}"
+    _refuse_taken(registry, output)
+    pool = kernel.budget.pool(card.name)
+    batch = options.batch or _default_batch(card.units, private=options.private)
+    steps = options.steps or max(1, math.ceil(options.epochs * card.units / batch))
+    delta = options.delta if options.delta is not None else pool.delta
+    if batch > card.units:
+        raise InvalidPrivacyParameter("batch", batch, f"at most the {card.units} units")
+    noise_multiplier = None
+    if options.epsilon is not None and options.private:
+        noise_multiplier = accounting.calibrate_noise(
+            batch / card.units, steps, options.epsilon, delta
+        )
+    request = TrainRequest(
+        **options.model_dump(
+            include={
+                "dataset", "model", "purpose", "clip", "learning_rate", "rank", "last_layers",
+                "max_tokens", "max_records_per_unit", "microbatch_tokens", "checkpoint_every_s",
+                "seed",
+            }
+        ),  # fmt: skip
+        fingerprint=card.fingerprint,
+        output=output,
+        epsilon=options.epsilon if options.private else None,
+        delta=delta if options.private else None,
+        units=card.units,
+        batch=batch,
+        steps=steps,
+        noise_multiplier=noise_multiplier,
+    )
+    mechanism = request.plan.mechanism
+    return TrainPlan(
+        request=request,
+        card=card,
+        epsilon=None if mechanism is None else accounting.epsilon(mechanism, delta),
+        epsilon_replace_one=None
+        if mechanism is None
+        else accounting.epsilon(mechanism, delta, Neighboring.REPLACE_ONE),
+        pool=pool,
+        pool_cost=0 if mechanism is None else kernel.budget.cost(card.name, mechanism),
+        predicted=predict_seconds(request, card, base, kernel),
+    )
+
+
+def _check_privacy(options: TrainOptions) -> None:
+    if not options.private:
+        return
+    if options.epsilon is None:
+        raise InvalidPrivacyParameter("epsilon", None, "given (or say --no-privacy)")
+    check_epsilon(options.epsilon)
+    if options.delta is not None:
+        check_delta(options.delta)
+
+
+def _refuse_taken(registry: Registry, name: str) -> None:
+    try:
+        registry.model(name)
+    except UnknownModel:
+        return
+    raise ModelExists(f"a model {name!r} exists already", hint="choose another with --output")
+
+
+def _default_batch(units: int, *, private: bool) -> int:
+    """Large batches drown the noise; small ones learn faster where there is none."""
+    if not private:
+        return min(_PLAIN_BATCH, units)
+    return max(1, min(_LARGEST_BATCH, max(_PLAIN_BATCH, units // _UNITS_PER_BATCH), units))

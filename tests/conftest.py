@@ -1,0 +1,162 @@
+"""Fixtures that many tests share: a tiny random Llama with a real byte-level tokenizer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from llmos.kernel.kernel import Kernel
+    from llmos.workflows.parts import Parts
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CORPUS = [
+    "The patient was admitted with chest pain and treated with aspirin.",
+    "What is the capital of France? The capital of France is Paris.",
+    "Patient Maria Lopez, age 54, ward cardiology: asthma, glucose 120.",
+]
+
+
+def make_tiny_tokenizer() -> Any:
+    """Train a byte-level BPE tokenizer: every text has an encoding, digits stay apart."""
+    from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+    from tokenizers.models import BPE
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        show_progress=False,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+        pad_token="<|im_end|>",
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Save a random two-layer Llama in Hugging Face format; its weights are always the same."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tokenizer = make_tiny_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+        initializer_range=0.3,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pull the real SmolLM2-135M the way users do; the verified download stays in the cache."""
+    from llmos import config
+    from llmos.models import hub
+
+    folder = tmp_path_factory.mktemp("models") / "smollm2-135m"
+    hub.pull("smollm2-135m", folder, config.load().cache)
+    return folder
+
+
+@dataclass(frozen=True)
+class ServedHome:
+    """A real home with the base model `tiny` and its adapter `notes`."""
+
+    parts: Parts
+
+    def key(self, name: str, role: str, *models: str) -> str:
+        """Add a principal with one role and return the token of its key; no names: all models."""
+        from llmos.kernel.identity import Role
+
+        identity = self.parts.kernel.identity
+        with self.parts.kernel.store.transaction() as conn:
+            who = identity.add_principal(conn, name, frozenset({Role(role)}))
+            scope = frozenset(models) or None
+            return identity.create_key(conn, who, "test", scope, None).token
+
+    def records(self, action: str) -> list[dict[str, Any]]:
+        """Return the log's entries about one action, oldest first."""
+        entries = [json.loads(entry) for entry in log_entries(self.parts.kernel)]
+        return [entry for entry in entries if entry["action"] == action]
+
+
+def log_entries(kernel: Kernel) -> list[bytes]:
+    """Return the log's raw entries."""
+    from sqlalchemy import select
+
+    from llmos.kernel.schema import log_entries as table
+
+    with kernel.store.read() as conn:
+        return list(conn.execute(select(table.c.data).order_by(table.c.idx)).scalars())
+
+
+@pytest.fixture(scope="module")
+def served_home(
+    tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServedHome]:
+    """Make the home through the public door and publish a random adapter in it."""
+    import torch
+
+    from llmos import system
+    from llmos.models.loading import digest, load_base
+    from llmos.models.lora import LoraConfig, attach, to_peft
+
+    home = tmp_path_factory.mktemp("home") / "home"
+    parts = system.create(home, device="cpu").parts
+    shutil.copytree(tiny_model_folder, home / "models/tiny")
+    model = load_base(tiny_model_folder, torch.device("cpu")).model
+    adapter = attach(model, LoraConfig(rank=4, alpha=8), seed=1)
+    generator = torch.Generator().manual_seed(1)
+    adapter.load_vector(torch.randn(adapter.vector().shape, generator=generator))
+    object_id, sha256 = parts.registry.store_adapter(to_peft(adapter, "tiny"))
+    with parts.kernel.store.transaction() as conn:
+        parts.registry.register_base(conn, "tiny", "models/tiny", digest(tiny_model_folder), {})
+        parts.registry.publish_adapter(
+            conn,
+            name="notes",
+            base="tiny",
+            object_id=object_id,
+            digest=sha256,
+            card={"dataset": "notes", "classification": "sensitive", "epsilon": 3.0},
+        )
+    yield ServedHome(parts)
+    parts.kernel.store.close()

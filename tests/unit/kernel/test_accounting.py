@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.integrate import quad
+
+from llmos.errors import InvalidPrivacyParameter, UnaccountableMechanism
+from llmos.kernel import accounting
+from llmos.privacy import Neighboring, PoissonSampledGaussian
+
+VECTORS: dict[str, Any] = json.loads(
+    (Path(__file__).parents[2] / "vectors" / "accounting.json").read_text()
+)
+JOB = PoissonSampledGaussian(0.01, 1.0, 1000)
+
+epsilons = st.floats(0.05, 50)
+deltas = st.floats(1e-12, 1e-2)
+
+
+def mechanism(row: dict[str, Any]) -> PoissonSampledGaussian:
+    return PoissonSampledGaussian(
+        row["sampling_probability"], row["noise_multiplier"], row["steps"]
+    )
+
+
+@pytest.mark.parametrize("row", VECTORS["rows"])
+def test_epsilon_agrees_with_other_accountants(row: dict[str, Any]) -> None:
+    found = accounting.epsilon(mechanism(row), row["delta"])
+    assert found == pytest.approx(row["epsilon_pld"], abs=2e-4)
+    assert row["epsilon_prv"] - 0.02 < found < row["epsilon_prv"]
+    replaced = accounting.epsilon(mechanism(row), row["delta"], Neighboring.REPLACE_ONE)
+    assert replaced == pytest.approx(row["epsilon_pld_replace_one"], abs=2e-3)
+
+
+@pytest.mark.parametrize("row", VECTORS["rows"])
+def test_renyi_agrees_with_other_accountants(row: dict[str, Any]) -> None:
+    bounds = [
+        accounting.renyi_to_epsilon(
+            accounting.renyi(mechanism(row), float(order)), float(order), row["delta"]
+        )
+        for order in range(2, 64)
+    ]
+    # the golden value also looks at fractional orders
+    assert row["epsilon_rdp"] - 1e-4 <= min(bounds) <= row["epsilon_rdp"] * 1.01
+
+
+@pytest.mark.parametrize(("q", "noise", "order"), [(0.01, 1.0, 8), (0.5, 4.0, 2), (1.0, 3.0, 5)])
+def test_renyi_is_the_integral_that_defines_it(q: float, noise: float, order: int) -> None:
+    def integrand(x: float) -> float:
+        density = math.exp(-x * x / (2 * noise**2)) / (noise * math.sqrt(2 * math.pi))
+        ratio = 1 - q + q * math.exp((2 * x - 1) / (2 * noise**2))
+        return float(density * ratio**order)
+
+    moment, _ = quad(integrand, -40 * noise, order + 40 * noise, epsabs=0, limit=500)
+    expected = 7 * math.log(moment) / (order - 1)
+    found = accounting.renyi(PoissonSampledGaussian(q, noise, 7), float(order))
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_no_step_is_no_loss() -> None:
+    assert accounting.epsilon(JOB.after(0), 1e-5) == 0
+    assert accounting.renyi(JOB.after(0), 8.0) == 0
+
+
+def test_hardly_any_noise_is_no_guarantee() -> None:
+    bare = replace(JOB, noise_multiplier=1e-3)
+    assert accounting.epsilon(bare, 1e-6) == math.inf
+    assert accounting.renyi(replace(JOB, noise_multiplier=1e-9), 2.0) > 1e15
+    assert accounting.renyi(replace(JOB, noise_multiplier=1e-160), 2.0) == math.inf
+    # large but finite, in a second and not in a minute
+    assert 150 < accounting.epsilon(PoissonSampledGaussian(0.02, 0.2, 300), 1e-6) < 250
+
+
+@pytest.mark.parametrize("order", [1.5, 2.5, 1.0, 257.0, math.inf, math.nan])
+def test_renyi_refuses_orders_without_an_exact_form(order: float) -> None:
+    with pytest.raises(UnaccountableMechanism):
+        accounting.renyi(JOB, order)
+
+
+def test_a_divergence_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accounting, "_step_divergences", lambda *_: [math.nan])
+    with pytest.raises(UnaccountableMechanism, match="no number"):
+        accounting.renyi(PoissonSampledGaussian(0.123, 4.56, 7), 8.0)
+
+
+def test_calibration_agrees_with_other_accountants() -> None:
+    wanted = VECTORS["calibration"]
+    noise = accounting.calibrate_noise(
+        wanted["sampling_probability"], wanted["steps"], wanted["epsilon"], wanted["delta"]
+    )
+    assert noise == pytest.approx(wanted["noise_multiplier_pld"], rel=3e-3)
+    assert noise < wanted["noise_multiplier_rdp"]
+
+
+@pytest.mark.parametrize(
+    ("q", "steps", "epsilon", "delta"),
+    [(0.05, 200, 0.5, 1e-6), (1.0, 1, 1.0, 1e-5), (0.2, 60, 8.0, 1e-6), (0.5, 20, 0.05, 1e-6),
+     (0.02, 300, 50.0, 1e-6)],
+)  # fmt: skip
+def test_calibrated_noise_is_proven_and_hardly_more_than_needed(
+    q: float, steps: int, epsilon: float, delta: float
+) -> None:
+    noise = accounting.calibrate_noise(q, steps, epsilon, delta)
+    planned = PoissonSampledGaussian(q, noise, steps)
+    assert accounting.epsilon(planned, delta) <= epsilon
+    assert accounting.epsilon(replace(planned, noise_multiplier=noise * 0.99), delta) > epsilon
+
+
+def test_calibration_adds_noise_until_the_fine_check_passes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A coarse distribution that is too optimistic must not decide."""
+    exact = accounting._pld_epsilon
+
+    def optimistic(
+        planned: PoissonSampledGaussian, delta: float, relation: Neighboring, interval: float
+    ) -> float:
+        return exact(planned, delta, relation, interval) * (1.0 if interval < 5e-4 else 0.97)
+
+    monkeypatch.setattr(accounting, "_pld_epsilon", optimistic)
+    noise = accounting.calibrate_noise(0.1, 10, 2.0, 1e-5)
+    monkeypatch.undo()
+    assert accounting.epsilon(PoissonSampledGaussian(0.1, noise, 10), 1e-5) <= 2.0
+
+
+@pytest.mark.parametrize(
+    ("q", "steps", "epsilon", "delta"),
+    [(0.1, 0, 1.0, 1e-5), (0.0, 1, 1.0, 1e-5), (0.1, 1, 0.0, 1e-5), (0.1, 1, 1.0, 1.0),
+     (0.5, 100_000, 1e-6, 1e-12)],
+)  # fmt: skip
+def test_calibration_refuses_what_cannot_be_reached(
+    q: float, steps: int, epsilon: float, delta: float
+) -> None:
+    with pytest.raises(InvalidPrivacyParameter):
+        accounting.calibrate_noise(q, steps, epsilon, delta)
+
+
+@given(threshold=st.floats(1e-3, 9e5), start=st.floats(1e-3, 2e6))
+def test_least_noise_finds_any_threshold_from_anywhere(threshold: float, start: float) -> None:
+    found = accounting.least_noise(lambda noise: noise >= threshold, start=start)
+    assert threshold <= found <= threshold * 1.001
+
+
+def test_least_noise_gives_up_at_a_million() -> None:
+    assert accounting.least_noise(lambda _: False) == math.inf
+
+
+@given(epsilon=epsilons, delta=deltas)
+def test_the_fixed_order_is_one_that_can_be_computed(epsilon: float, delta: float) -> None:
+    order = accounting.fixed_order(epsilon, delta)
+    assert order.is_integer()
+    assert 2 <= order <= 256
+    formula = 0.8 * (1 + 2 * math.log(1 / delta) / epsilon)
+    assert abs(order - min(max(formula, 2), 256)) <= 0.5
+
+
+@pytest.mark.parametrize("job", VECTORS["filter"]["jobs"])
+def test_the_filter_admits_more_than_adding_epsilons(job: dict[str, Any]) -> None:
+    wanted = VECTORS["filter"]
+    order = accounting.fixed_order(wanted["budget_epsilon"], wanted["delta"])
+    assert order == wanted["order"]
+    cap = accounting.renyi_cap(wanted["budget_epsilon"], wanted["delta"], order)
+    admitted = cap // accounting.renyi(mechanism(job), order)
+    assert admitted == job["admitted"] > job["admitted_by_adding_epsilons"]
+
+
+def test_the_whole_factor_would_admit_nothing_with_little_noise() -> None:
+    """Why 0.8: at the order that is best for plain Gaussians, subsampled ones explode."""
+    epsilon, delta = 3.0, 1e-6
+    little_noise = PoissonSampledGaussian(0.01, 1.0, 300)
+    gaussian_best = float(round(1 + 2 * math.log(1 / delta) / epsilon))
+    cap = accounting.renyi_cap(epsilon, delta, gaussian_best)
+    assert cap < accounting.renyi(little_noise, gaussian_best)
+
+
+@given(epsilon=epsilons, delta=deltas)
+def test_the_cap_is_the_divergence_that_implies_the_budget(epsilon: float, delta: float) -> None:
+    order = accounting.fixed_order(epsilon, delta)
+    cap = accounting.renyi_cap(epsilon, delta, order)
+    if cap > 0:
+        back = accounting.renyi_to_epsilon(cap, order, delta)
+        assert back == pytest.approx(epsilon, rel=1e-9)
+
+
+def test_the_conversion_is_proposition_12() -> None:
+    """arXiv:2004.00010: eps = rho + log((a-1)/a) - (log delta + log a) / (a-1)."""
+    rho, a, delta = 0.7, 8.0, 1e-6
+    expected = rho + math.log((a - 1) / a) - (math.log(delta) + math.log(a)) / (a - 1)
+    assert accounting.renyi_to_epsilon(rho, a, delta) == pytest.approx(expected, rel=1e-12)
+    assert accounting.renyi_to_epsilon(0.0, a, delta) == 0.0
+    assert accounting.renyi_to_epsilon(1e-9, 256.0, 0.9) == 0.0  # never negative
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    q=st.floats(1e-3, 0.5),
+    noise=st.floats(0.7, 20),
+    steps=st.integers(1, 50),
+)
+def test_the_filters_bound_is_never_below_the_tight_one(q: float, noise: float, steps: int) -> None:
+    planned, order = PoissonSampledGaussian(q, noise, steps), 8.0
+    loose = accounting.renyi_to_epsilon(accounting.renyi(planned, order), order, 1e-6)
+    discretisation = 1e-2  # the PLD rounds up to multiples of 1e-4 at each step
+    assert loose >= accounting.epsilon(planned, 1e-6) - discretisation
+
+
+@given(value=st.floats(1e-6, 1e6))
+def test_rounding_keeps_to_its_side(value: float) -> None:
+    up, down = accounting.round_up(value), accounting.round_down(value)
+    assert down <= value * (1 + 1e-12)
+    assert up >= value * (1 - 1e-12)
+    assert up - down <= 1.1e-3 * value
+    assert float(f"{up:.4g}") == up
+
+
+def test_rounding_zero() -> None:
+    assert accounting.round_down(0.0) == 0.0
+
+
+def test_importing_the_kernel_does_not_load_the_accountant() -> None:
+    script = (
+        "import sys; from llmos.kernel import accounting, budget, monitor; "
+        "print({'dp_accounting', 'scipy', 'torch', 'alembic'} & set(sys.modules))"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert shown.stdout == "set()\n"
+
+
+def test_every_theorem_names_its_paper() -> None:
+    assert set(accounting.THEOREMS) == {"pld", "renyi", "conversion", "filter", "concurrency"}
+    assert all("arXiv:" in text for text in accounting.THEOREMS.values())

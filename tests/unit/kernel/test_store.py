@@ -1,0 +1,359 @@
+from __future__ import annotations
+
+import logging
+import re
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+from alembic.script import ScriptDirectory
+from sqlalchemy import MetaData, create_engine, insert, select, update
+from sqlalchemy.exc import IntegrityError, OperationalError
+
+from llmos.errors import StorageError, StorageFull
+from llmos.kernel import migrations, schema
+from llmos.kernel.store import Store, now, timestamp
+
+OPEN = """
+import sys
+from pathlib import Path
+from sqlalchemy import insert, select, update
+from llmos.kernel import schema
+from llmos.kernel.store import Store
+store = Store.open(Path(sys.argv[1]), schema.KERNEL)
+counter = schema.settings.c.name == "counter"
+"""
+COUNT = """
+sys.stdin.readline()
+for _ in range(int(sys.argv[2])):
+    with store.transaction() as conn:
+        value = conn.execute(select(schema.settings.c.value).where(counter)).scalar_one()
+        conn.execute(update(schema.settings).where(counter).values(value=str(int(value) + 1)))
+"""
+HANG = """
+with store.transaction() as conn:
+    conn.execute(insert(schema.settings).values(name="half", value="done"))
+    print("written", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store.open(tmp_path / "kernel.db", schema.KERNEL, busy_timeout_s=30)
+    yield store
+    store.close()
+
+
+def process(script: str, *arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", script, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def put(store: Store, name: str, value: str = "") -> None:
+    with store.transaction() as conn:
+        conn.execute(insert(schema.settings).values(name=name, value=value))
+
+
+def names(store: Store) -> list[str]:
+    with store.read() as conn:
+        return list(conn.execute(select(schema.settings.c.name)).scalars())
+
+
+def statements(connection: sqlite3.Connection) -> dict[str, str]:
+    rows = connection.execute(
+        "SELECT name, sql FROM sqlite_master WHERE type IN ('table', 'index') AND sql IS NOT NULL "
+        "AND name NOT IN ('alembic_version', 'sqlite_sequence')"
+    )
+    return {name: re.sub(r"[\s\"]+", " ", sql).strip() for name, sql in rows}
+
+
+@pytest.mark.parametrize("metadata", [schema.KERNEL, schema.KEYS])
+def test_migrations_make_exactly_the_tables_of_the_schema(
+    metadata: MetaData, tmp_path: Path
+) -> None:
+    Store.open(tmp_path / "migrated.db", metadata).close()
+    engine = create_engine(f"sqlite:///{tmp_path / 'declared.db'}")
+    metadata.create_all(engine)
+    engine.dispose()
+    with (
+        closing(sqlite3.connect(tmp_path / "migrated.db")) as migrated,
+        closing(sqlite3.connect(tmp_path / "declared.db")) as declared,
+    ):
+        assert statements(migrated) == statements(declared)
+
+
+def test_each_database_has_one_line_of_revisions() -> None:
+    script = ScriptDirectory(str(Path(migrations.__file__).parent))
+    heads = sorted(script.get_heads())
+    assert [head.split("_")[0] for head in heads] == ["kernel", "keys"]
+    assert {revision.revision for revision in script.walk_revisions()} == {
+        file.stem for file in Path(migrations.__file__).parent.glob("versions/*_*.py")
+    } - {"__init__"}
+
+
+def test_connections_are_durable_and_check_foreign_keys(store: Store) -> None:
+    with store.read() as conn:
+        found = {
+            name: conn.exec_driver_sql(f"PRAGMA {name}").scalar_one()
+            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        }
+    assert found == {
+        "journal_mode": "wal",
+        "synchronous": 2,  # FULL
+        "foreign_keys": 1,
+        "busy_timeout": 30_000,
+    }
+    with pytest.raises(IntegrityError, match="FOREIGN KEY"), store.transaction() as conn:
+        conn.execute(
+            insert(schema.models).values(
+                name="a", kind="adapter", base="nobody", location="", digest="", card="{}",
+                created_at=now(),
+            )
+        )  # fmt: skip
+
+
+def test_only_the_owner_can_read_the_files(store: Store) -> None:
+    put(store, "a")
+    modes = {file.name: file.stat().st_mode & 0o777 for file in store.path.parent.iterdir()}
+    assert modes == {"kernel.db": 0o600, "kernel.db-wal": 0o600, "kernel.db-shm": 0o600}
+
+
+def test_opening_again_keeps_everything_and_does_not_load_alembic(store: Store) -> None:
+    put(store, "kept")
+    reopened = process(OPEN + "print('alembic' in sys.modules)", store.path)
+    assert reopened.communicate() == ("False\n", "")
+    store.migrate()
+    assert names(store) == ["kept"]
+
+
+def test_migration_is_quiet_and_leaves_logging_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    root = logging.getLogger()
+    before = (root.level, list(root.handlers), logging.getLogger("alembic").level)
+    Store.open(tmp_path / "kernel.db", schema.KERNEL).close()
+    assert (root.level, list(root.handlers), logging.getLogger("alembic").level) == before
+    assert capfd.readouterr() == ("", "")
+
+
+def test_transaction_keeps_all_or_nothing(store: Store) -> None:
+    put(store, "a")
+
+    def put_and_fail() -> None:
+        with store.transaction() as conn:
+            conn.execute(insert(schema.settings).values(name="b", value=""))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        put_and_fail()
+    assert names(store) == ["a"]
+
+
+def test_transaction_inside_another_is_refused_at_once(store: Store) -> None:
+    with pytest.raises(StorageError, match="inside another"), store.transaction():
+        put(store, "inner")
+    put(store, "after")
+    assert names(store) == ["after"]
+
+
+def test_two_stores_may_be_written_together(store: Store, tmp_path: Path) -> None:
+    with (
+        closing(Store.open(tmp_path / "keys.db", schema.KEYS)) as keys,
+        store.transaction() as conn,
+    ):
+        conn.execute(insert(schema.settings).values(name="a", value=""))
+        with keys.transaction() as inner:
+            inner.execute(insert(schema.sealed_secrets).values(name="a", sealed=b""))
+    assert names(store) == ["a"]
+
+
+def test_threads_take_turns(store: Store) -> None:
+    threads = [threading.Thread(target=put, args=(store, f"{i:02}")) for i in range(24)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(names(store)) == [f"{i:02}" for i in range(24)]
+
+
+def test_reading_sees_one_moment_and_does_not_wait_for_a_writer(store: Store) -> None:
+    put(store, "a")
+    with store.read() as conn:
+        query = select(schema.settings.c.name)
+        assert conn.execute(query).scalars().all() == ["a"]
+        writer = threading.Thread(target=put, args=(store, "b"))
+        writer.start()
+        writer.join()
+        assert conn.execute(query).scalars().all() == ["a"]
+    assert names(store) == ["a", "b"]
+
+
+def test_reading_cannot_write_and_writing_can_afterwards(store: Store) -> None:
+    with pytest.raises(StorageError, match="readonly"), store.read() as conn:
+        conn.execute(insert(schema.settings).values(name="a", value=""))
+    put(store, "b")  # on the same pooled connection
+    assert names(store) == ["b"]
+
+
+def test_processes_wait_for_each_other_and_none_fails(store: Store) -> None:
+    put(store, "counter", "0")
+    workers = [process(OPEN + COUNT, store.path, 60) for _ in range(4)]
+    results = [worker.communicate("go\n") for worker in workers]
+    assert results == [("", "")] * 4
+    with store.read() as conn:
+        assert conn.execute(select(schema.settings.c.value)).scalar_one() == "240"
+
+
+def test_processes_make_a_new_database_together(tmp_path: Path) -> None:
+    path = tmp_path / "kernel.db"
+    put_own = "with store.transaction() as conn:\n"
+    put_own += "    conn.execute(insert(schema.settings).values(name=sys.argv[2], value=''))\n"
+    workers = [process(OPEN + put_own, path, number) for number in range(5)]
+    assert [worker.communicate() for worker in workers] == [("", "")] * 5
+    with closing(Store.open(path, schema.KERNEL)) as store:
+        assert sorted(names(store)) == ["0", "1", "2", "3", "4"]
+
+
+def test_a_killed_process_leaves_no_half_transaction_and_no_lock(store: Store) -> None:
+    worker = process(OPEN + HANG, store.path)
+    assert worker.stdout is not None
+    assert worker.stdout.readline() == "written\n"
+    worker.kill()
+    worker.communicate()
+    put(store, "after")
+    assert names(store) == ["after"]
+
+
+def test_a_full_disk_is_said_so_and_changes_nothing(store: Store) -> None:
+    put(store, "before")
+
+    def fill() -> None:
+        with store.transaction() as conn:
+            pages = conn.exec_driver_sql("PRAGMA page_count").scalar_one()
+            conn.exec_driver_sql(f"PRAGMA max_page_count = {pages}")  # SQLite's own full disk
+            conn.execute(insert(schema.settings).values(name="b", value="x" * 100_000))
+
+    with pytest.raises(StorageFull, match="no room left") as caught:
+        fill()
+    assert caught.value.hint
+    assert names(store) == ["before"]
+
+
+def test_a_writer_that_never_ends_is_given_up_after_the_timeout(tmp_path: Path) -> None:
+    path = tmp_path / "kernel.db"
+    with (
+        closing(Store.open(path, schema.KERNEL)) as holder,
+        closing(Store.open(path, schema.KERNEL, busy_timeout_s=0.01)) as impatient,
+        holder.transaction(),
+        pytest.raises(StorageError, match="kept busy") as caught,
+    ):
+        put(impatient, "a")
+    assert "LLMOS_BUSY_TIMEOUT_S" in caught.value.hint
+
+
+def test_wrong_statements_are_not_disguised_as_disk_faults(store: Store) -> None:
+    with pytest.raises(OperationalError, match="no such table"), store.read() as conn:
+        conn.exec_driver_sql("SELECT * FROM nowhere")
+    put(store, "a")
+    with pytest.raises(IntegrityError, match="UNIQUE"):
+        put(store, "a")
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "kernel.db").write_bytes(b"no database at all" * 1000)
+    with pytest.raises(StorageError, match="not a database"):
+        Store.open(tmp_path / "kernel.db", schema.KERNEL)
+
+
+def test_a_database_of_newer_code_is_refused(store: Store) -> None:
+    with store.transaction() as conn:
+        conn.exec_driver_sql("UPDATE alembic_version SET version_num = 'kernel_9999'")
+    with pytest.raises(StorageError, match=r"newer LLMOS.*kernel_9999.*kernel_\d"):
+        Store.open(store.path, schema.KERNEL)
+
+
+def test_a_database_of_the_other_kind_is_refused(store: Store) -> None:
+    with pytest.raises(StorageError, match="kernel_"):
+        Store.open(store.path, schema.KEYS)
+
+
+def test_a_missing_folder_and_an_impossible_file_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="cannot be opened"):
+        Store.open(tmp_path / "nowhere" / "kernel.db", schema.KERNEL)
+    with pytest.raises(StorageError, match="cannot be made"):
+        Store.open(tmp_path / ("x" * 300), schema.KERNEL)
+
+
+def test_names_with_signs_are_only_names(tmp_path: Path) -> None:
+    folder = tmp_path / "a b?mode=ro#%41"
+    folder.mkdir()
+    with closing(Store.open(folder / "kernel.db", schema.KERNEL)) as store:
+        put(store, "a")
+        assert names(store) == ["a"]
+    assert (folder / "kernel.db").exists()
+
+
+def test_a_destroyed_key_leaves_the_disk(tmp_path: Path) -> None:
+    secret = bytes(range(65, 97)) * 2
+    with closing(Store.open(tmp_path / "keys.db", schema.KEYS)) as keys:
+        with keys.transaction() as conn:
+            conn.execute(insert(schema.sealed_secrets).values(name="a", sealed=secret))
+        on_disk = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+        assert secret in on_disk
+        with keys.transaction() as conn:
+            conn.execute(schema.sealed_secrets.delete())
+        keys.checkpoint()
+        on_disk = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    assert secret not in on_disk
+
+
+def test_checkpoint_says_when_a_reader_is_in_the_way(tmp_path: Path) -> None:
+    with closing(Store.open(tmp_path / "k.db", schema.KERNEL, busy_timeout_s=0.01)) as store:
+        put(store, "a")
+        with store.read() as conn:
+            conn.execute(select(schema.settings)).all()
+            put_aside = threading.Thread(target=put, args=(store, "b"))
+            put_aside.start()
+            put_aside.join()
+            with pytest.raises(StorageError, match="someone is reading"):
+                store.checkpoint()
+        store.checkpoint()
+        assert (tmp_path / "k.db-wal").stat().st_size == 0
+
+
+def test_events_of_the_budget_are_append_only(store: Store) -> None:
+    with store.transaction() as conn:
+        conn.exec_driver_sql("PRAGMA defer_foreign_keys = ON")
+        conn.exec_driver_sql(
+            "INSERT INTO datasets VALUES ('d', 'sensitive', '[]', 'id', '', '', '{}', '')"
+        )
+        conn.exec_driver_sql(
+            "INSERT INTO budget_pools VALUES ('d', '', '', '', 'id', '', '', 9, 0, 0)"
+        )
+        conn.exec_driver_sql(
+            "INSERT INTO budget_events VALUES (1, 'r', 'd', 'reserve', '', 1, 0, '')"
+        )
+    events = schema.budget_events
+    for statement in (update(events).values(held_change=0), events.delete()):
+        with pytest.raises(IntegrityError, match="append-only"), store.transaction() as conn:
+            conn.execute(statement)
+
+
+def test_times_are_utc_text_that_sorts() -> None:
+    east = datetime(2026, 1, 1, 8, 0, tzinfo=timezone(timedelta(hours=8)))
+    assert timestamp(east) == "2026-01-01T00:00:00.000Z"
+    assert timestamp(east + timedelta(milliseconds=1)) > timestamp(east)
+    read_back = datetime.fromisoformat(now())
+    assert abs(read_back - datetime.now(UTC)) < timedelta(minutes=1)

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from llmos.errors import MeasurementError, VerificationFailed
+from llmos.privacy import PrivacyLoss, PrivacyUnit
+from llmos.reports.certificate import CertificateFacts
+from llmos.reports.page import promise, render, tier
+from llmos.reports.verification import VerifiedCertificate, verify_bundle
+
+Documents = Callable[..., dict[str, Any]]
+VOID = {"meta", "br", "link", "input", "img"}
+
+
+class Structure(HTMLParser):
+    """Collects what a browser would see, and checks that every element is closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.ids: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="session")
+def verified(certificate: bytes, public_keys: str) -> VerifiedCertificate:
+    return verify_bundle(certificate, public_keys)
+
+
+@pytest.fixture(scope="session")
+def page(verified: VerifiedCertificate, facts: CertificateFacts, make_document: Documents) -> str:
+    assert facts.leakage is not None
+    return render(verified, [facts.leakage.document, make_document("plain", None, leaking=True)])
+
+
+def test_the_page_is_whole_and_closed(page: str) -> None:
+    structure = Structure(page)
+    assert structure.open == []
+    assert structure.tags.count("svg") == 4
+    assert structure.tags.count("h1") == 1
+
+
+def test_the_page_asks_nothing_of_anyone(page: str) -> None:
+    structure = Structure(page)
+    assert not {"script", "img", "link", "iframe", "object", "form"} & set(structure.tags)
+    assert not [name for name, _ in structure.attributes if name.startswith("on")]
+    links = [v for name, v in structure.attributes if name in {"href", "src", "xlink:href"}]
+    assert links
+    assert all(v is not None and v.startswith("#") for v in links)
+    assert not re.search(r"url\((?!#)|@import", page)
+
+
+def test_every_reference_inside_the_figures_has_its_target(page: str) -> None:
+    structure = Structure(page)
+    used = {
+        (v or "")[1:] for name, v in structure.attributes if name in {"href", "xlink:href"}
+    } | set(re.findall(r"url\(#([^)]+)\)", page))
+    assert used <= set(structure.ids)
+    assert len(structure.ids) == len(set(structure.ids))
+
+
+def test_the_page_says_what_the_certificate_says(page: str, verified: VerifiedCertificate) -> None:
+    text = Structure(page).text
+    assert verified.loss.epsilon == pytest.approx(1.0747, abs=1e-3)
+    assert "ε ≤ 1.08" in text  # rounded up: the page may not promise more than was proven
+    assert "δ = 1e-5, per patient_id" in text
+    for said in (
+        verified.digest,
+        "sensitive",
+        "AES-256-CTR",
+        "Poisson over units",
+        "25.0 % is spent",
+        "100.0 %",  # of the plain model's secrets
+        *verified.predicate["not_protected"],
+        *verified.predicate["questions_for_a_person"],
+    ):
+        assert str(said) in text
+    assert "Not for production" not in text
+
+
+def test_the_same_input_gives_the_same_page(
+    page: str, verified: VerifiedCertificate, facts: CertificateFacts, make_document: Documents
+) -> None:
+    assert facts.leakage is not None
+    again = render(verified, [facts.leakage.document, make_document("plain", None, leaking=True)])
+    assert again == page
+
+
+def test_a_seeded_training_is_marked(
+    make_bundle: Callable[..., bytes], facts: CertificateFacts, public_keys: str
+) -> None:
+    seeded = replace(facts, training=replace(facts.training, production=False))
+    assert "Not for production" in render(verify_bundle(make_bundle(seeded), public_keys), [])
+
+
+HOSTILE = '<script>alert("$x$")</script>&\'"'
+
+
+def test_names_cannot_break_out_of_the_page(
+    make_bundle: Callable[..., bytes],
+    facts: CertificateFacts,
+    public_keys: str,
+    make_document: Documents,
+) -> None:
+    hostile = replace(
+        facts,
+        leakage=None,
+        curator=HOSTILE,
+        model=replace(facts.model, name=HOSTILE),
+        training=replace(facts.training, parameters={HOSTILE: HOSTILE}),
+        dataset=replace(facts.dataset, name=HOSTILE, purposes=(HOSTILE,)),
+    )
+    certificate = verify_bundle(make_bundle(hostile), public_keys)
+    page = render(certificate, [make_document(HOSTILE, None, leaking=False)])
+    structure = Structure(page)
+    assert "script" not in structure.tags
+    assert HOSTILE in structure.text
+    assert structure.open == []
+
+
+def test_without_a_certificate_nothing_is_claimed(make_document: Documents) -> None:
+    text = Structure(render(None, [make_document("plain", None, leaking=True)])).text
+    assert "No guarantee." in text
+    assert "verified" not in text
+
+
+def test_a_model_without_canaries_has_a_page(make_document: Documents) -> None:
+    text = Structure(render(None, [make_document("m", None, leaking=False, canaries=False)])).text
+    assert "AUC on records" in text
+
+
+def test_another_leak_report_than_the_certified_one_is_refused(
+    verified: VerifiedCertificate, facts: CertificateFacts
+) -> None:
+    assert facts.leakage is not None
+    better = {**facts.leakage.document, "bound": None}
+    with pytest.raises(VerificationFailed, match="not the one"):
+        render(verified, [better])
+
+
+@pytest.mark.parametrize("document", [{}, {"schema": "llmos.leak-report/v1"}])
+def test_what_is_no_leak_report_is_refused(document: dict[str, Any]) -> None:
+    with pytest.raises(MeasurementError):
+        render(None, [document])
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "percent"), [(1e-12, "50.01"), (math.log(3), "75"), (8.0, "99.97")]
+)
+def test_the_promise_is_in_numbers_that_one_can_check(epsilon: float, percent: str) -> None:
+    assert f"at most {percent} %" in promise(PrivacyLoss(epsilon, 0.0, PrivacyUnit("id")))
+
+
+def test_large_epsilons_are_called_weak() -> None:
+    assert "strong" in tier(1.0)
+    assert "reasonable" in tier(8.0)
+    assert "weak" in tier(10.5)
+    assert "weak" in tier(math.inf)

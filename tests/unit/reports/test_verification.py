@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import rfc8785
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from llmos.crypto.notes import NoteKey
+from llmos.errors import VerificationFailed
+from llmos.privacy import Neighboring
+from llmos.reports.certificate import CertificateFacts
+from llmos.reports.verification import LARGEST_FILE_BYTES, read_public_keys, verify_bundle
+
+Change = Callable[[dict[str, Any]], object]
+
+
+def test_a_certificate_verifies_with_two_public_keys_alone(
+    certificate: bytes, public_keys: str, facts: CertificateFacts
+) -> None:
+    verified = verify_bundle(certificate, public_keys)
+    loss = facts.guarantee.loss
+    assert (verified.model, verified.digest, verified.loss) == ("ward", facts.model.digest, loss)
+    assert verified.mechanism == facts.guarantee.mechanism
+    assert verified.derived_epsilon == pytest.approx(loss.epsilon, rel=1e-9)
+    assert (verified.log, verified.log_index, verified.log_size) == ("llmos.local/1", 12, 14)
+    assert verified.summary()["model_files"] == "not compared"
+    assert json.dumps(verified.summary())
+
+
+def test_the_model_at_hand_must_be_the_certified_one(
+    certificate: bytes, public_keys: str, facts: CertificateFacts
+) -> None:
+    verified = verify_bundle(certificate, public_keys, model_digest=facts.model.digest)
+    assert verified.summary()["model_files"] == "match"
+    with pytest.raises(VerificationFailed, match="SHA-256"):
+        verify_bundle(certificate, public_keys, model_digest="00" * 32)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_any_single_changed_byte_fails(
+    certificate: bytes, public_keys: str, data: st.DataObject
+) -> None:
+    place = data.draw(st.integers(0, len(certificate) - 1))
+    value = data.draw(st.integers(0, 255).filter(lambda byte: byte != certificate[place]))
+    changed = certificate[:place] + bytes([value]) + certificate[place + 1 :]
+    with pytest.raises(VerificationFailed):
+        verify_bundle(changed, public_keys)
+
+
+def test_a_flipped_bit_anywhere_fails(certificate: bytes, public_keys: str) -> None:
+    for place in range(0, len(certificate), 3):
+        changed = bytearray(certificate)
+        changed[place] ^= 1 << place % 8
+        with pytest.raises(VerificationFailed):
+            verify_bundle(bytes(changed), public_keys)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_a_cut_or_lengthened_file_fails(
+    certificate: bytes, public_keys: str, data: st.DataObject
+) -> None:
+    cut = certificate[: data.draw(st.integers(0, len(certificate) - 1))]
+    for changed in (cut, certificate + b"\n", b" " + certificate):
+        with pytest.raises(VerificationFailed):
+            verify_bundle(changed, public_keys)
+
+
+def test_white_space_duplicates_and_foreign_fields_are_refused(
+    certificate: bytes, public_keys: str
+) -> None:
+    fields = json.loads(certificate)
+    for changed, reason in (
+        (json.dumps(fields).encode(), "canonical"),
+        (certificate[:-1] + b',"mediaType":"x"}', "twice"),
+        (rfc8785.dumps({**fields, "note": "trust me"}), "other fields"),
+        (rfc8785.dumps({**fields, "mediaType": "text/plain"}), "not a privacy certificate"),
+        (rfc8785.dumps({**fields, "log_proof": None}), "no log proof"),
+        (rfc8785.dumps({**fields, "log_proof": {**fields["log_proof"], "x": 1}}), "not ours"),
+        (rfc8785.dumps({**fields, "envelope": {**fields["envelope"], "x": 1}}), "not ours"),
+        (
+            rfc8785.dumps(
+                {
+                    **fields,
+                    "envelope": {
+                        **fields["envelope"],
+                        "signatures": fields["envelope"]["signatures"] * 2,
+                    },
+                }
+            ),
+            "not ours",
+        ),
+        (b"[1]", "not a JSON object"),
+        (b"[" * 100_000, "can be read"),
+        (b'{"a":NaN}', "can be read"),
+        (b"\xff", "can be read"),
+        (b'{"a":"\\ud800"}', "can be read"),
+        (b" " * (LARGEST_FILE_BYTES + 1), "larger"),
+    ):
+        with pytest.raises(VerificationFailed, match=reason):
+            verify_bundle(changed, public_keys)
+
+
+def test_other_keys_do_not_verify_it(
+    certificate: bytes, public_keys: str, keys: tuple[NoteKey, NoteKey]
+) -> None:
+    for stranger in (0, 1):
+        other = NoteKey(keys[stranger].name, os.urandom(32)).vkey
+        lines = public_keys.splitlines()
+        lines[stranger] = other
+        with pytest.raises(VerificationFailed, match="not signed by"):
+            verify_bundle(certificate, "\n".join(lines))
+    with pytest.raises(VerificationFailed, match="not signed by"):
+        verify_bundle(certificate, "\n".join(reversed(public_keys.splitlines())))
+
+
+@pytest.mark.parametrize("text", ["", "one line", "a\nb\nc\n", "not+a+key\nnot+a+key\n"])
+def test_public_keys_must_be_two_verifier_keys(text: str) -> None:
+    with pytest.raises(VerificationFailed):
+        read_public_keys(text)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"details": {"certificate_sha256": "00" * 32}},
+        {"details": {}},
+        {"details": None},
+        {"action": "measure"},
+    ],
+)
+def test_the_log_entry_must_be_of_this_certificate(
+    make_bundle: Callable[..., bytes],
+    facts: CertificateFacts,
+    public_keys: str,
+    change: dict[str, Any],
+) -> None:
+    with pytest.raises(VerificationFailed, match="log entry"):
+        verify_bundle(make_bundle(facts, **change), public_keys)
+
+
+@pytest.mark.parametrize("factor", [0.5, 1 - 2e-3, 1 + 2e-3, 2.0])
+def test_an_epsilon_that_does_not_follow_from_the_mechanism_fails_even_when_signed(
+    make_bundle: Callable[..., bytes], facts: CertificateFacts, public_keys: str, factor: float
+) -> None:
+    loss = replace(facts.guarantee.loss, epsilon=facts.guarantee.loss.epsilon * factor)
+    false = replace(facts, guarantee=replace(facts.guarantee, loss=loss))
+    with pytest.raises(VerificationFailed, match="its mechanism gives"):
+        verify_bundle(make_bundle(false), public_keys)
+
+
+def test_the_adjacency_is_part_of_what_is_derived(
+    make_bundle: Callable[..., bytes], facts: CertificateFacts, public_keys: str
+) -> None:
+    loss = replace(facts.guarantee.loss, neighboring=Neighboring.REPLACE_ONE)
+    false = replace(facts, guarantee=replace(facts.guarantee, loss=loss))
+    with pytest.raises(VerificationFailed, match="its mechanism gives"):
+        verify_bundle(make_bundle(false), public_keys)
+
+
+def _set(path: str, value: object) -> Change:
+    def change(made: dict[str, Any]) -> None:
+        *parents, last = path.split(".")
+        for name in parents:
+            made = made[name]
+        made[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "reason"),
+    [
+        ("predicateType", "https://example.com/other", "not a privacy certificate"),
+        ("_type", "https://in-toto.io/Statement/v0.1", "not a privacy certificate"),
+        ("subject", [], "lacks or misuses"),
+        ("subject", None, "lacks or misuses"),
+        ("predicate", [], "lacks or misuses"),
+        ("predicate.guarantee", {}, "lacks or misuses"),
+        ("predicate.guarantee.delta", 2.0, "lacks or misuses"),
+        ("predicate.guarantee.neighboring", "near", "lacks or misuses"),
+        ("predicate.algorithm.mechanism.type", "laplace", "lacks or misuses"),
+        ("predicate.algorithm.mechanism.steps", 19, "its mechanism gives"),
+        ("predicate.issuer", "someone else", "another issuer"),
+        ("predicate.measured_leakage.epsilon_lower_bound.lower", 50.0, "refutes"),
+    ],
+)
+def test_a_signed_statement_is_still_checked(
+    make_changed: Callable[..., bytes], public_keys: str, path: str, value: object, reason: str
+) -> None:
+    with pytest.raises(VerificationFailed, match=reason):
+        verify_bundle(make_changed(_set(path, value)), public_keys)
+
+
+def test_a_certificate_without_measurement_or_with_a_seed_verifies_and_says_so(
+    make_bundle: Callable[..., bytes], facts: CertificateFacts, public_keys: str
+) -> None:
+    seeded = replace(facts, leakage=None, training=replace(facts.training, production=False))
+    verified = verify_bundle(make_bundle(seeded), public_keys)
+    assert verified.production is False
+    assert verified.predicate["measured_leakage"] is None
+    assert math.isfinite(verified.loss.epsilon)

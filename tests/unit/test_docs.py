@@ -1,0 +1,67 @@
+"""Documentation cannot drift: every setting, command, error and engine is described."""
+
+from __future__ import annotations
+
+import inspect
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+from llmos import errors
+from llmos.cli import reference
+from llmos.config import Config
+
+ROOT = Path(__file__).parents[2]
+
+
+def error_classes() -> list[type[errors.LlmosError]]:
+    found = [value for _, value in inspect.getmembers(errors, inspect.isclass)]
+    return [cls for cls in found if issubclass(cls, errors.LlmosError)]
+
+
+def test_every_setting_is_described_with_its_environment_variable() -> None:
+    text = (ROOT / "docs/configuration.md").read_text()
+    for name in Config.model_fields:
+        assert f"| `{name}` | `LLMOS_{name.upper()}` |" in text
+
+
+def test_the_command_reference_is_what_the_commands_say() -> None:
+    written = (ROOT / "docs/commands.md").read_text()
+    assert written == reference.render(), "run: python -m llmos.cli.reference > docs/commands.md"
+
+
+def test_every_command_takes_json_or_only_prints_files() -> None:
+    without = {
+        path
+        for path, command, _ in reference.commands(reference.llmos, "llmos")
+        if not hasattr(command, "commands")
+        and "--json" not in [name for p in command.params for name in p.opts]
+    }
+    assert without == {"llmos policy show", "llmos serve"}
+
+
+@pytest.mark.parametrize("cls", error_classes(), ids=lambda cls: cls.__name__)
+def test_every_error_is_listed_with_its_statuses(cls: type[errors.LlmosError]) -> None:
+    row = f"| `{cls.__name__}` | {cls.exit_status} | {cls.http_status} |"
+    assert row in (ROOT / "docs/errors.md").read_text()
+    assert cls.__name__ in (errors.__doc__ or "")
+    assert 0 < cls.exit_status < 126
+
+
+def test_every_engine_has_a_readme_that_says_what_it_does_not_protect() -> None:
+    engines = list(entry_points(group="llmos.engines"))
+    assert engines
+    for engine in engines:
+        text = (ROOT / "src" / engine.module.replace(".", "/") / "README.md").read_text()
+        for heading in ("protects", "does not protect", "life of a", "cost"):
+            assert heading in text.lower()
+
+
+def test_readme_shows_the_two_commands_and_both_languages_link_each_other() -> None:
+    english, chinese = (ROOT / name for name in ("README.md", "README.zh-CN.md"))
+    assert "README.zh-CN.md" in english.read_text()
+    assert "README.md" in chinese.read_text()
+    for text in (english.read_text(), chinese.read_text()):
+        assert "make demo" in text
+        assert "make test" in text
