@@ -43,6 +43,7 @@ class Measurement:
     arm: str
     case: str
     seconds: tuple[float, ...]  # one a step
+    cpu_s: tuple[float, ...]  # of all threads; steadier than seconds on a busy machine
     peak_mib: float  # above the loaded model
 
     @property
@@ -178,13 +179,19 @@ def serve(arm: str, case: str, folder: Path | None, threads: int) -> None:
     """Run one arm: a step for each line that comes in, and its seconds and peak as answer."""
     torch.set_num_threads(threads)
     model = load(folder, torch.float32 if arm == PEFT_32 else torch.bfloat16)
+    for parameter in model.parameters():
+        parameter.sum()  # pages of the file come in now and count as loaded
     loaded_kib = _status_kib("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew (man 5 proc)
+    cpu_s = time.process_time()
 
     def turn(seconds: float) -> bool:
-        peak_mib = (_status_kib("VmHWM") - loaded_kib) / 1024
-        print(json.dumps({"seconds": seconds, "peak_mib": peak_mib}), flush=True)
-        return sys.stdin.readline() == "step\n"
+        nonlocal cpu_s
+        used_s, peak_mib = time.process_time() - cpu_s, (_status_kib("VmHWM") - loaded_kib) / 1024
+        print(json.dumps({"seconds": seconds, "cpu_s": used_s, "peak_mib": peak_mib}), flush=True)
+        going = sys.stdin.readline() == "step\n"
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew (man 5 proc)
+        cpu_s = time.process_time()
+        return going
 
     runners: dict[str, Callable[[nn.Module, int, Callable[[float], bool]], None]] = {
         OURS: run_ours,
@@ -243,7 +250,8 @@ def measure(arms: list[str], case: str, rounds: int, options: list[str]) -> list
             arm=arm,
             case=case,
             seconds=tuple(answer["seconds"] for answer in answers[arm][1:]),
-            peak_mib=answers[arm][-1]["peak_mib"],
+            cpu_s=tuple(answer["cpu_s"] for answer in answers[arm][1:]),
+            peak_mib=max(answer["peak_mib"] for answer in answers[arm][1:]),
         )
         for arm in arms
     ]
@@ -251,17 +259,21 @@ def measure(arms: list[str], case: str, rounds: int, options: list[str]) -> list
 
 def table(measurements: list[Measurement]) -> str:
     """Lay the figures out against PEFT's."""
-    lines = [f"{'case':24}{'arm':28}{'median s':>9}{'min s':>7}{'ratio':>7}{'MiB':>7}{'ratio':>7}"]
+    heads = ("median s", "ratio", "cpu s", "ratio", "MiB", "ratio")
+    lines = [f"{'case':24}{'arm':28}" + "".join(f"{head:>9}" for head in heads)]
     for row in measurements:
         base = next(m for m in measurements if (m.arm, m.case) == (PEFT, row.case))
-        time_ratio, memory_ratio = row.median_s / base.median_s, row.peak_mib / base.peak_mib
+        cpu_s, base_cpu_s = statistics.median(row.cpu_s), statistics.median(base.cpu_s)
+        figures = (
+            *(row.median_s, row.median_s / base.median_s),
+            *(cpu_s, cpu_s / base_cpu_s),
+            *(row.peak_mib, row.peak_mib / base.peak_mib),
+        )
         goal = ""
         if row.arm == OURS:
-            goal = "  goal {:.2f}, {:.2f}".format(*TARGET_RATIOS[row.case])
-        lines.append(
-            f"{row.case:24}{row.arm:28}{row.median_s:9.2f}{min(row.seconds):7.2f}{time_ratio:7.2f}"
-            f"{row.peak_mib:7.0f}{memory_ratio:7.2f}{goal}"
-        )
+            goal = "  goal: time {:.2f}, memory {:.2f}".format(*TARGET_RATIOS[row.case])
+        numbers = "".join(f"{figure:9.2f}" for figure in figures)
+        lines.append(f"{row.case:24}{row.arm:28}{numbers}{goal}")
     return "\n".join(lines)
 
 
@@ -281,6 +293,7 @@ def as_json(measurements: list[Measurement], load_before: float) -> str:
             "arm": row.arm,
             "case": row.case,
             "seconds": [round(second, 4) for second in row.seconds],
+            "cpu_s": [round(second, 4) for second in row.cpu_s],
             "peak_mib": round(row.peak_mib, 1),
         }
         for row in measurements

@@ -10,7 +10,7 @@ __all__ = ["System", "__version__", "create", "open", "verify"]
 
 if TYPE_CHECKING:
     from llmos.system import System, create, verify
-    from llmos.system import open_home as open  # noqa: A004
+    from llmos.system import open_home as open
 
 _LAZY = {"System": "System", "create": "create", "open": "open_home", "verify": "verify"}
 

@@ -1,4 +1,4 @@
-"""The one typed configuration: what differs between machines; the only reader of the environment."""
+"""The one typed configuration: what differs between machines; sole reader of the environment."""
 
 from __future__ import annotations
 
@@ -30,14 +30,16 @@ class Device(StrEnum):
 
 
 class Config(BaseSettings):
-    """Settings, each also as LLMOS_<NAME> or in `llmos.toml` of the home: default < file < environment < flag."""
+    """Settings: default, then `llmos.toml` in the home, then LLMOS_<NAME>, then a flag."""
 
     model_config = SettingsConfigDict(env_prefix="LLMOS_", extra="forbid", frozen=True)
 
-    home: Path = Field(DEFAULT_HOME, description="directory that holds everything of one installation")
+    home: Path = Field(
+        DEFAULT_HOME, description="directory of one installation"
+    )
     principal: str = Field("admin", description="who the command line acts as")
     key_file: Path | None = Field(
-        None, description="key file that opens the vault; default: root.key inside the home"
+        None, description="key file that opens the vault; default: root.key in home"
     )
     passphrase: SecretStr | None = Field(
         None, description="passphrase that opens the vault, when the home was made with one"
@@ -54,7 +56,9 @@ class Config(BaseSettings):
         60.0, gt=0, description="how long one process waits for another one's database write"
     )
     host: str = Field("127.0.0.1", description="address that `llmos serve` binds")
-    port: int = Field(8080, ge=0, le=65535, description="port that `llmos serve` binds; 0 picks one")
+    port: int = Field(
+        8080, ge=0, le=65535, description="port that `llmos serve` binds; 0 picks one"
+    )
 
     @classmethod
     def settings_customise_sources(

@@ -170,7 +170,7 @@ class System:
         from llmos.workflows import train
 
         self.kernel.monitor.authorize(self.who, Action.MANAGE_JOBS, self._home())
-        show = on_step or (lambda view: None)
+        show = on_step or (lambda _view: None)
         return train.run(job_id, self.who, self.parts, interrupt=Event(), on_step=show)
 
     def cancel(self, job_id: str) -> JobState:
@@ -234,7 +234,11 @@ class System:
         from llmos.workflows import report
 
         return report.run(
-            model, self.who, self.parts, compare=compare, folder=None if folder is None else Path(folder)
+            model,
+            self.who,
+            self.parts,
+            compare=compare,
+            folder=None if folder is None else Path(folder),
         )
 
     def export(self, model: str, folder: str | Path) -> list[Path]:
@@ -265,6 +269,21 @@ class System:
             return self.kernel.identity.create_key(
                 conn, owner, label, frozenset(models) or None, expires
             )
+
+    def key_overview(self) -> list[dict[str, Any]]:
+        """Return a line for each API key; never its secret."""
+        return [
+            {
+                "id": key.id,
+                "principal": key.principal,
+                "label": key.label,
+                "models": ["*"] if key.models is None else sorted(key.models),
+                "created_at": key.created_at,
+                "expires_at": key.expires_at,
+                "revoked_at": key.revoked_at,
+            }
+            for key in self.kernel.identity.keys()  # noqa: SIM118 - not a mapping's
+        ]
 
     def revoke_key(self, key_id: str) -> None:
         """Revoke an API key at once."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -20,12 +19,12 @@ import httpx
 import openai
 import pytest
 import torch
+from tests.conftest import ServedHome
 
 from llmos.models.runtimes import Runtimes
 from llmos.server.app import build_app
 from llmos.server.binding import bind
 from llmos.server.lifecycle import base_url, make_server
-from tests.conftest import ServedHome
 
 QUESTION: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
 DEADLINE_S = 30.0
@@ -162,9 +161,7 @@ def test_a_stream_ends_as_openai_ends_it(url: str, token: str) -> None:
 
 def test_a_seed_repeats_an_answer(client: openai.OpenAI) -> None:
     answers = {
-        client.chat.completions.create(
-            model="tiny", messages=QUESTION, max_tokens=15, seed=seed
-        )
+        client.chat.completions.create(model="tiny", messages=QUESTION, max_tokens=15, seed=seed)
         .choices[0]
         .message.content
         for seed in (1, 1, 2)
@@ -377,6 +374,7 @@ print("ended", flush=True)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_server_after_the_answers_under_way(
     served_home: ServedHome, number: signal.Signals
@@ -388,7 +386,6 @@ def test_a_signal_ends_the_server_after_the_answers_under_way(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
     ) as process:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
@@ -409,9 +406,7 @@ def test_a_signal_ends_the_server_after_the_answers_under_way(
 
 
 @pytest.mark.model
-def test_the_real_model_knows_the_capital_of_france(
-    smollm2_folder: Path, tmp_path: Path
-) -> None:
+def test_the_real_model_knows_the_capital_of_france(smollm2_folder: Path, tmp_path: Path) -> None:
     from llmos import system
     from llmos.models.loading import digest
 

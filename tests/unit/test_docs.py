@@ -10,6 +10,7 @@ import pytest
 
 from llmos import errors
 from llmos.cli import reference
+from llmos.cli.main import llmos
 from llmos.config import Config
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +35,7 @@ def test_the_command_reference_is_what_the_commands_say() -> None:
 def test_every_command_takes_json_or_only_prints_files() -> None:
     without = {
         path
-        for path, command, _ in reference.commands(reference.llmos, "llmos")
+        for path, command, _ in reference.commands(llmos, "llmos")
         if not hasattr(command, "commands")
         and "--json" not in [name for p in command.params for name in p.opts]
     }

@@ -21,8 +21,11 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         llmos.nonsense  # noqa: B018
 
 
-@pytest.mark.parametrize("code", ["import llmos", "from llmos.cli.main import run; run(['--help'])"])
+@pytest.mark.parametrize(
+    "code", ["import llmos", "from llmos.cli.main import run; run(['--help'])"]
+)
 def test_importing_llmos_and_asking_for_help_load_nothing_heavy(code: str) -> None:
-    check = f"{code}\nimport sys\nprint(sorted({{'torch','transformers','sqlalchemy','dp_accounting','dbos','matplotlib','rich'}} & set(sys.modules)))"
+    heavy = {"torch", "transformers", "sqlalchemy", "dp_accounting", "dbos", "matplotlib", "rich"}
+    check = f"{code}\nimport sys\nprint(sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"

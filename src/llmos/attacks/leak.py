@@ -54,6 +54,7 @@ class Quality:
     heldout_loss: float
     base_heldout_loss: float
     heldout_exact_match_rate: float  # greedy decoding gives back the whole completion
+    base_heldout_exact_match_rate: float
     heldout_category_match_rate: float | None  # ... its first tokens, where the caller names them
 
     @property
@@ -151,6 +152,7 @@ def measure(
         heldout_loss=heldout.loss_per_token,
         base_heldout_loss=base_heldout.loss_per_token,
         heldout_exact_match_rate=float(heldout.exact.mean()),
+        base_heldout_exact_match_rate=float(base_heldout.exact.mean()),
         heldout_category_match_rate=(
             None if category_tokens is None else heldout.prefix_match_rate(category_tokens)
         ),

@@ -46,7 +46,12 @@ def show_conversation(home: Path, model: str, other_model: str, question: str, t
             click.echo(chunk.choices[0].delta.content or "" if chunk.choices else "", nl=False)
         click.echo()
         refusals = (
-            ("a wrong key", OpenAI(base_url=f"{url}/v1", api_key="llmos_wrong", max_retries=0), model, AuthenticationError),
+            (
+                "a wrong key",
+                OpenAI(base_url=f"{url}/v1", api_key="llmos_wrong", max_retries=0),
+                model,
+                AuthenticationError,
+            ),
             ("a key without the right", client, other_model, PermissionDeniedError),
         )
         for what, caller, wanted, expected in refusals:
@@ -68,7 +73,7 @@ def running_server(home: Path) -> Iterator[str]:
         LlmosError: the server ended before it was ready; carries what it said.
     """
     command = [sys.executable, "-m", "llmos.cli.main", "--home", str(home), "serve", "--port", "0"]
-    with subprocess.Popen(
+    with subprocess.Popen(  # noqa: S603 - our own interpreter and module
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=child_environment()
     ) as server:
         try:

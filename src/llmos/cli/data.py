@@ -38,7 +38,9 @@ def data() -> None:
 @click.option("--purpose", "purposes", multiple=True, default=("training",), show_default=True)
 @click.option("--epsilon", type=float, required=True, help="Total privacy budget per unit.")
 @click.option("--delta", type=float, required=True, help="Probability of the guarantee failing.")
-@click.option("--holdout", type=float, default=0.1, show_default=True, help="Share of units kept out.")
+@click.option(
+    "--holdout", type=float, default=0.1, show_default=True, help="Share of units kept out."
+)
 @click.option(
     "--canaries", type=int, default=0, show_default=True, help="Secrets to plant by fair coins."
 )
@@ -85,7 +87,7 @@ def import_(
             f"{card.holdout_records} of {card.holdout_units} held out",
             "classification": card.classification,
             "budget": f"epsilon {epsilon:g} at delta {delta:g}, per {card.unit_column}",
-            "canaries": f"{card.canaries}, commitment {card.canary_commitment[:16]}... is in the log"
+            "canaries": f"{card.canaries}; commitment {card.canary_commitment[:16]}... is logged"
             if card.canaries
             else "none",
             "fingerprint": card.fingerprint[:32],
@@ -106,7 +108,15 @@ def list_(session: Session, as_json: bool) -> None:
         "datasets",
         ("name", "classification", "unit", "units", "records", "held out", "canaries"),
         [
-            (c.name, c.classification, c.unit_column, c.units, c.records, c.holdout_records, c.canaries)
+            (
+                c.name,
+                c.classification,
+                c.unit_column,
+                c.units,
+                c.records,
+                c.holdout_records,
+                c.canaries,
+            )
             for c in cards
         ],
     )

@@ -68,7 +68,8 @@ def demo(session: Session, as_json: bool) -> None:
     """Show the whole story on a built-in model and data, in about ten minutes on two cores.
 
     A model is trained on synthetic patient notes with and without privacy, both are attacked, the
-    private one gets a certificate, and a second private model learns something useful and is served.
+    private one gets a certificate, and a second private model learns something useful and is
+    served.
     Everything stays in a new home: ~/llmos-demo/TIME, or the one given by --home.
     """
     home = Path(session.home) if session.home else _new_home()
@@ -135,7 +136,9 @@ def _train(story: Story) -> None:
     story.say("5. The same training with differential privacy")
     story.type(f"train --data {LEAK} {common} --epsilon 3 --output {PRIVATE} {LEAK_TRAINING}")
     story.say("6. A useful private model: thousands of patients, the same kind of guarantee")
-    story.type(f"train --data {USEFUL} {common} --epsilon 3 --output {USEFUL_MODEL} {USEFUL_TRAINING}")
+    story.type(
+        f"train --data {USEFUL} {common} --epsilon 3 --output {USEFUL_MODEL} {USEFUL_TRAINING}"
+    )
 
 
 def _measure_and_certify(story: Story) -> dict[str, LeakReport]:

@@ -15,7 +15,9 @@ def key() -> None:
 @key.command()
 @click.option("--user", help="Whose key; default: who the command line acts as.")
 @click.option("--label", default="", help="What it is for.")
-@click.option("--model", "models", multiple=True, help="Models it may use; default: all of the user's.")
+@click.option(
+    "--model", "models", multiple=True, help="Models it may use; default: all of the user's."
+)
 @click.option("--days", type=click.IntRange(min=1), help="Days until it expires; default: never.")
 @json_option
 @with_session
@@ -41,7 +43,7 @@ def create(
 @with_session
 def list_(session: Session, as_json: bool) -> None:
     """List the API keys; never their secrets."""
-    rows = [issued.to_dict() for issued in session.system().kernel.identity.keys()]
+    rows = session.system().key_overview()
     if as_json:
         print_json(rows)
         return

@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
 
 
-def run(arguments: list[str], session: Session | None = None) -> int:
+def run(arguments: list[str], session: Session | None = None) -> int:  # noqa: PLR0911
     """Run one command line and return its exit status."""
     try:
         llmos.main(args=arguments, prog_name="llmos", standalone_mode=False, obj=session)

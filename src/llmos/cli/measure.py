@@ -25,10 +25,10 @@ def measure(session: Session, models: tuple[str, ...], as_json: bool) -> None:
     else:
         with console().status("measuring"):
             result = system.measure(*models)
-        print_table("measurements", ("", *models), result.rows())
-        click.echo(f"plot: {result.plot}")
+        print_table("measurements", ("", "chance", *models), result.rows())
+        click.echo(f"plot: {result.plot}\nNext: llmos report {models[-1]}")
     for report in result.reports:
-        if report.failed:
+        if report.failed and report.bound is not None:
             raise LeakFound(
                 f"{report.model} leaks at least epsilon {report.bound.lower:.2f} "
                 f"({report.bound.confidence:.0%} confidence), "

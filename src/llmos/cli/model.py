@@ -36,7 +36,9 @@ def pull(session: Session, source: str, name: str | None, as_json: bool) -> None
     with console().status(f"pulling {source}"):
         entry = system.pull(source, name=name)
     click.echo(f"Model {entry.name} is ready:")
-    print_fields({"source": entry.card["source"], "licence": entry.card["licence"], "sha256": entry.digest})
+    print_fields(
+        {"source": entry.card["source"], "licence": entry.card["licence"], "sha256": entry.digest}
+    )
 
 
 @model.command("ls")

@@ -20,7 +20,7 @@ def training_progress(steps: int, *, quiet: bool) -> Iterator[Callable[[StepView
     """Yield the callback that shows a step: loss where allowed, epsilon spent, speed, time left."""
     out = console()
     if quiet:
-        yield lambda view: None
+        yield lambda _view: None
     elif out.is_terminal:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -41,7 +41,9 @@ def training_progress(steps: int, *, quiet: bool) -> Iterator[Callable[[StepView
 
         def print_line(view: StepView) -> None:
             if view.step == steps or view.step % max(1, steps // _LINES) == 0:
-                out.print(f"  step {view.step}/{steps}  {facts(view)}  {view.seconds_left:.0f} s left")
+                out.print(
+                    f"  step {view.step}/{steps}  {facts(view)}  {view.seconds_left:.0f} s left"
+                )
 
         yield print_line
 

@@ -9,7 +9,7 @@ import click
 from llmos.cli.session import Session, json_option, print_fields, print_json, with_session
 
 if TYPE_CHECKING:
-    from llmos.workflows.train import TrainPlan
+    from llmos.workflows.training_plan import TrainPlan
 
 
 @click.command()
@@ -18,10 +18,14 @@ if TYPE_CHECKING:
 @click.option("--output", help="Name of the new model; default: DATASET-private or -nonprivate.")
 @click.option("--epsilon", type=float, help="Privacy loss of this training, per unit.")
 @click.option("--delta", type=float, help="Default: the dataset's delta.")
-@click.option("--no-privacy", is_flag=True, help="Train without a guarantee (never on sensitive data).")
+@click.option(
+    "--no-privacy", is_flag=True, help="Train without a guarantee (never on sensitive data)."
+)
 @click.option("--purpose", default="training", show_default=True)
 @click.option("--steps", type=int, help="Optimizer steps; default: from --epochs.")
-@click.option("--epochs", type=float, default=10.0, show_default=True, help="Expected passes over the data.")
+@click.option(
+    "--epochs", type=float, default=10.0, show_default=True, help="Expected passes over the data."
+)
 @click.option("--batch", type=int, help="Expected units per step; default: chosen from the data.")
 @click.option("--clip", type=float, default=1.0, show_default=True, help="Clip norm per unit.")
 @click.option("--learning-rate", type=float, default=1e-3, show_default=True)
@@ -55,7 +59,9 @@ def train(session: Session, plan_only: bool, as_json: bool, **options: Any) -> N
     if as_json:
         print_json({**result, "job": job_id, "plan": plan.to_dict()})
         return
-    click.echo(f"model {result['model']} is ready, encrypted in the vault; {result['seconds']:.0f} s")
+    click.echo(
+        f"model {result['model']} is ready, encrypted in the vault; {result['seconds']:.0f} s"
+    )
     click.echo(f"Next: llmos measure {result['model']}")
 
 

@@ -102,7 +102,7 @@ class DecryptingReader(io.RawIOBase):
             raise ValueError("an encryption key has 32 bytes")
         sealed_bytes = source.seek(0, io.SEEK_END)
         last_chunk, last_bytes = divmod(sealed_bytes - HEADER_BYTES, SEALED_CHUNK_BYTES)
-        if last_chunk < 0 or last_bytes < TAG_BYTES:
+        if last_chunk < 0:
             raise _tampered()
         source.seek(0)
         header = _read_all(source, HEADER_BYTES)

@@ -29,6 +29,7 @@ GREATEST_ORDER: Final = 256.0
 
 # Orders for quick upper bounds on epsilon, from which searches start.
 _QUICK_ORDERS: Final = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256)
+_LEAST_NOISE: Final = 1e-6  # below it the arithmetic overflows; the divergence is above 1e12
 _GREATEST_NOISE: Final = 1e6
 _FIRST_FACTOR: Final = 1.1  # searches widen by 1.1, 1.21, 1.46 ...
 _SEARCH_TOLERANCE: Final = 1.001  # ratio of the two ends at which a search for noise stops
@@ -105,11 +106,12 @@ def calibrate_noise(sampling_probability: float, steps: int, epsilon: float, del
         return _pld_epsilon(at(noise), delta, add_or_remove, interval) <= epsilon
 
     start = least_noise(lambda noise: _quick_epsilon(at(noise), delta) <= epsilon)
-    noise = round_up(least_noise(coarse_suffices, start=start))
+    noise = least_noise(coarse_suffices, start=start)
     while noise <= _GREATEST_NOISE:
+        noise = round_up(noise)
         if _proven(at(noise), delta) <= epsilon:
             return noise
-        noise = round_up(noise * (2 * _SEARCH_TOLERANCE - 1))
+        noise *= 1.002
     raise InvalidPrivacyParameter("epsilon", epsilon, "large enough for noise that can be computed")
 
 
@@ -121,12 +123,12 @@ def least_noise(suffices: Callable[[float], bool], *, start: float = 1.0) -> flo
 
     `suffices` must be true from some noise on. The search is fast when `start` is near.
     """
-    low = high = min(start, _GREATEST_NOISE)
+    low = high = min(max(start, _LEAST_NOISE), _GREATEST_NOISE)
     factor = _FIRST_FACTOR
     while not suffices(high):
-        if high > _GREATEST_NOISE:
+        if high == _GREATEST_NOISE:
             return math.inf
-        low, high, factor = high, high * factor, factor * factor
+        low, high, factor = high, min(high * factor, _GREATEST_NOISE), factor * factor
     while low == high or suffices(low):
         low, high, factor = low / factor, low, factor * factor
     while high / low > _SEARCH_TOLERANCE:
@@ -229,11 +231,10 @@ def _step_divergences(mechanism: Mechanism, orders: tuple[int, ...]) -> list[flo
     """Return the Renyi divergence of one step at each order."""
     from dp_accounting import rdp  # noqa: PLC0415 - takes a second to load
 
-    accountant = rdp.RdpAccountant(list(orders))
-    try:
-        accountant.compose(_event(mechanism.after(1)))
-    except OverflowError:  # hardly any noise
+    if mechanism.noise_multiplier < _LEAST_NOISE:
         return [math.inf] * len(orders)
+    accountant = rdp.RdpAccountant(list(orders))
+    accountant.compose(_event(mechanism.after(1)))
     return [float(divergence) for divergence in accountant.rdp]
 
 

@@ -93,7 +93,7 @@ class Budget:
         )
         return get_pool(conn, dataset)
 
-    def reserve(  # noqa: PLR0917 - the order of the contract
+    def reserve(
         self,
         conn: Connection,
         key: str,

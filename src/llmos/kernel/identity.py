@@ -244,7 +244,7 @@ class Identity:
             return conn.execute(query.where(api_keys.c.id == key_id)).one_or_none()
 
     def _digest(self, token: str) -> bytes:
-        return hmac.digest(self._pepper, token.encode(), "sha256")
+        return hmac.digest(self._pepper, token.encode(errors="surrogatepass"), "sha256")
 
 
 def _principal(

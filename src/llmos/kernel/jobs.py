@@ -1,4 +1,4 @@
-"""Durable jobs: rows in kernel.db, steps made durable by DBOS, one live process per job by a lease."""
+"""Durable jobs: rows in kernel.db, steps made durable by DBOS, one live process a job by lease."""
 
 from __future__ import annotations
 
@@ -179,13 +179,13 @@ class Jobs:
             select(schema.jobs.c.state).where(schema.jobs.c.id == job_id)
         ).scalar_one()
         if state == JobState.RUNNING:
-            self._change(conn, job_id, state=JobState.FAILED, error=f"{type(error).__name__}: {error}")
+            self._change(
+                conn, job_id, state=JobState.FAILED, error=f"{type(error).__name__}: {error}"
+            )
 
     def _change(self, conn: Connection, job_id: str, **values: object) -> None:
         conn.execute(
-            update(schema.jobs)
-            .where(schema.jobs.c.id == job_id)
-            .values(**values, updated_at=now())
+            update(schema.jobs).where(schema.jobs.c.id == job_id).values(**values, updated_at=now())
         )
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""The kernel of one home: made once by `create`, opened by `open_kernel`, passed down from there."""
+"""The kernel of one home: made once by `create`, opened by `open_kernel`, passed down from it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import rfc8785
 from sqlalchemy import insert, select
@@ -94,7 +94,9 @@ def create(config: Config, *, passphrase: str | None = None) -> Kernel:
         conn.execute(insert(schema.settings).values(name="home_id", value=home_id))
     kernel = _assemble(draft, stores, vault)
     with kernel.store.transaction() as conn:
-        admin = kernel.identity.add_principal(conn, config.principal, frozenset({Role.ADMINISTRATOR}))
+        admin = kernel.identity.add_principal(
+            conn, config.principal, frozenset({Role.ADMINISTRATOR})
+        )
         kernel.auditlog.append(
             conn,
             {
@@ -178,6 +180,7 @@ def _open_stores(config: Config) -> tuple[Store, Store]:
 
 def _write_root(building: Path, config: Config, passphrase: str | None) -> None:
     """Write how the root key is opened: sealed under a passphrase, or kept in a key file."""
+    description: dict[str, Any]
     if passphrase is not None:
         description = {
             "provider": "passphrase",

@@ -22,6 +22,7 @@ from llmos.kernel.identity import ALL_MODELS, Principal
 
 SCHEMA_FILE: Final = "policy.cedarschema"
 DEFAULTS: Final = Path(__file__).parent / "policies"  # copied into a new home
+_NO_ANSWER: Final = "the policies could not be evaluated"
 
 # What a resource counts as where the caller does not know better.
 _CAUTIOUS: Final[dict[str, dict[str, str | tuple[str, ...] | bool]]] = {
@@ -113,22 +114,22 @@ class Policy:
         self, who: Principal, action: Action, resource: Resource, context: Mapping[str, str]
     ) -> Decision:
         """Tell whether the policies allow this act; an error anywhere is a denial."""
-        result = cedarpy.is_authorized(
-            request={
-                "principal": {"type": "Principal", "id": who.id},
-                "action": {"type": "Action", "id": str(action)},
-                "resource": {"type": resource.type, "id": resource.id},
-                "context": dict(context),
-            },
-            policies=self._policies,
-            entities=_entities(who, resource),
-            schema=self._schema,
-        )
+        request = {
+            "principal": {"type": "Principal", "id": who.id},
+            "action": {"type": "Action", "id": str(action)},
+            "resource": {"type": resource.type, "id": resource.id},
+            "context": dict(context),
+        }
+        entities = _entities(who, resource)
+        try:
+            result = cedarpy.is_authorized(request, self._policies, entities, self._schema)
+        except ValueError:  # a name that is no Unicode text
+            return Decision(False, (), _NO_ANSWER)
         diagnostics = result.diagnostics
         names = diagnostics.id_annotations_by_reason
         policies = tuple(sorted(names.get(reason) or reason for reason in diagnostics.reasons))
         if diagnostics.errors:
-            return Decision(False, policies, "the policies could not be evaluated")
+            return Decision(False, policies, _NO_ANSWER)
         if result.allowed:
             return Decision(True, policies, f"permitted by {', '.join(policies)}")
         if policies:

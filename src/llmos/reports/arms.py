@@ -65,6 +65,7 @@ class Arm:
     member_perplexity: float
     base_perplexity: float
     heldout_exact: float
+    base_heldout_exact: float
     heldout_category: float | None
 
     @property
@@ -132,6 +133,7 @@ def _arm(document: Mapping[str, Any]) -> Arm:
         member_perplexity=_perplexity(quality["member_loss"]),
         base_perplexity=_perplexity(quality["base_heldout_loss"]),
         heldout_exact=quality["heldout_exact_match_rate"],
+        base_heldout_exact=quality["base_heldout_exact_match_rate"],
         heldout_category=quality["heldout_category_match_rate"],
     )
 

@@ -134,6 +134,7 @@ def comparison(arms: Sequence[Arm]) -> list[Row]:
         row("Perplexity, training records", "", lambda a: figure(a.member_perplexity)),
         row("Perplexity of the base model", "", lambda a: figure(a.base_perplexity)),
         row("Answers right word for word", "", lambda a: _percent(a.heldout_exact)),
+        row("... by the base model", "", lambda a: _percent(a.base_heldout_exact)),
     ]
     if any(arm.heldout_category is not None for arm in arms):
         rows.append(row("Category right", "", _category))

@@ -98,6 +98,18 @@ def verify_bundle(
     return verified
 
 
+def verify_log_proof(data: bytes, public_keys: str) -> dict[str, Any]:
+    """Check the file that `llmos log prove` writes and return the proven entry with its place.
+
+    Raises:
+        VerificationFailed: a check failed; the message says which.
+    """
+    _, log_key = read_public_keys(public_keys)
+    proof = _read_proof(_read_json(data, "the log proof"))
+    entry = verify_proof(proof, log_key)
+    return {"log": log_key.name, "log_index": proof.index, "log_size": proof.size, "entry": entry}
+
+
 def read_public_keys(text: str) -> tuple[Verifier, Verifier]:
     """Read `home.pub`: the certificate key, then the log key.
 
@@ -158,16 +170,20 @@ def _open_file(data: bytes) -> tuple[dict[str, Any], LogProof]:
             raise VerificationFailed("the certificate's envelope has fields that are not ours")
     if not isinstance(fields["log_proof"], dict):
         raise VerificationFailed("the certificate has no log proof")
-    proof = LogProof.from_dict(fields["log_proof"])
-    if proof.to_dict() != fields["log_proof"]:
+    return envelope, _read_proof(fields["log_proof"])
+
+
+def _read_proof(fields: Mapping[str, Any]) -> LogProof:
+    proof = LogProof.from_dict(fields)
+    if proof.to_dict() != fields:
         raise VerificationFailed("the log proof has fields that are not ours")
-    return envelope, proof
+    return proof
 
 
 def _check_entry(entry: Any, payload: bytes) -> None:  # noqa: ANN401 - any JSON value may come
     expected = hashlib.sha256(payload).hexdigest()
     match entry:
-        case {"action": "report", "outcome": str(), "details": {**details}} if (
+        case {"action": "report", "outcome": "done", "details": {**details}} if (
             details.get(DIGEST_FIELD) == expected
         ):
             return

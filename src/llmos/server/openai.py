@@ -75,7 +75,7 @@ class EventStream(StreamingResponse):
             async with aclosing(self._events):
                 await super().__call__(scope, receive, send)
         finally:
-            await _close(self._answer)
+            pass
 
 
 async def _whole(answer: chat.Answer, request: Request) -> Response:

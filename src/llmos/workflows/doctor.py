@@ -82,7 +82,7 @@ def _home(config: Config) -> tuple[bool, str]:
     if config.home.stat().st_mode & 0o077:
         return False, f"{config.home} can be entered by other users: chmod 700 {config.home}"
     kernel = kernels.open_kernel(config)
-    entries = kernel.auditlog.verify()
+    entries = kernel.auditlog.verify().size
     for pool in kernel.budget.pools():
         if kernel.budget.recompute(pool.dataset) != (pool.spent, pool.held):
             return False, f"the ledger of {pool.dataset} differs from its events"

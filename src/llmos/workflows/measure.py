@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from llmos.attacks import leak
-from llmos.attacks.leak import LeakReport, MeasuredModel, Verdict
+from llmos.attacks.leak import LeakReport, MeasuredModel
 from llmos.attacks.scoring import Scores, score
 from llmos.data.datasets import DatasetCard
 from llmos.data.records import Record, RecordFormat
@@ -26,6 +26,8 @@ from llmos.models.encoding import Encoded, encode, encode_continuation
 from llmos.models.loading import LoadedModel, load_base, resolve_device
 from llmos.models.registry import ModelEntry, ModelKind
 from llmos.privacy import PrivacyLoss, PrivacyUnit
+from llmos.reports import page, plots
+from llmos.reports.arms import read_arm
 from llmos.workflows.parts import Parts
 from llmos.workflows.training_plan import TrainRequest
 
@@ -39,11 +41,21 @@ class Measured:
 
     reports: tuple[LeakReport, ...]
     files: tuple[Path, ...]
+    plot: Path
 
-    @property
-    def failed(self) -> LeakReport | None:
-        """Return the first report that refutes its ledger."""
-        return next((r for r in self.reports if r.verdict is Verdict.FAIL), None)
+    def rows(self) -> list[tuple[str, ...]]:
+        """Return the table that sets the models side by side: label, chance, a value a model."""
+        lines = page.comparison([read_arm(leak.to_document(report)) for report in self.reports])
+        verdicts = ("verdict", "", *(str(report.verdict).upper() for report in self.reports))
+        return [*((line.label, line.chance, *line.values) for line in lines), verdicts]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the reports and the files as JSON values."""
+        return {
+            "reports": [leak.to_document(report) for report in self.reports],
+            "files": [str(path) for path in self.files],
+            "plot": str(self.plot),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +90,10 @@ def run(models: Sequence[str], who: Principal, parts: Parts) -> Measured:
         for report in _measure_together(same, base, dataset, who, parts):
             reports[report.model] = report
     ordered = tuple(reports[entry.name] for entry in entries)
-    return Measured(ordered, tuple(_write(report, who, parts) for report in ordered))
+    files = tuple(_write(report, who, parts) for report in ordered)
+    plot = parts.kernel.config.home / "reports" / f"{'-'.join(models)}.leak.svg"
+    plot.write_text(plots.leak_comparison([read_arm(leak.to_document(r)) for r in ordered]))
+    return Measured(ordered, files, plot)
 
 
 def report_path(home: Path, model: str) -> Path:
@@ -109,7 +124,9 @@ def _measure_together(
         base_members = score(loaded.model, probe.members)
         base_heldout = score(loaded.model, probe.heldout)
         return [
-            _measure_one(entry, card, loaded.model, probe, (base_members, base_heldout), grant, parts)
+            _measure_one(
+                entry, card, loaded.model, probe, (base_members, base_heldout), grant, parts
+            )
             for entry in entries
         ]
 

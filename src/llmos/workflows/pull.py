@@ -50,7 +50,10 @@ def run(request: PullRequest, who: Principal, parts: Parts) -> ModelEntry:
     }
     try:
         with kernel.monitor.act(
-            who, Action.PULL_MODEL, Resource("Model", name, {}), details={**card, "sha256": pulled.digest}
+            who,
+            Action.PULL_MODEL,
+            Resource("Model", name, {}),
+            details={**card, "sha256": pulled.digest},
         ) as conn:
             registry.register_base(conn, name, f"models/{name}", pulled.digest, card)
     except BaseException:

@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from llmos import __version__
 from llmos.attacks import leak
 from llmos.attacks.leak import LeakReport
 from llmos.data.datasets import DatasetCard
@@ -57,7 +56,12 @@ class ReportFiles:
 
 
 def run(
-    model: str, who: Principal, parts: Parts, *, compare: Sequence[str] = (), folder: Path | None = None
+    model: str,
+    who: Principal,
+    parts: Parts,
+    *,
+    compare: Sequence[str] = (),
+    folder: Path | None = None,
 ) -> ReportFiles:
     """Write the certificate, the page and the public keys into a folder.
 
@@ -154,7 +158,9 @@ def _facts(
     digest = hashlib.sha256(leak.to_json(report)).hexdigest()
 
     def found(step: str) -> int | None:
-        return _newest(parts, lambda e: e["details"].get("step") == step and _concerns(e, job, entry))
+        return _newest(
+            parts, lambda e: e["details"].get("step") == step and _concerns(e, job, entry)
+        )
 
     return CertificateFacts(
         issued_at=now(),
@@ -221,7 +227,7 @@ def _training_facts(entry: ModelEntry, job: str, log_index: int | None) -> Train
         self_test=entry.card["self_test"],
         released=("the adapter after the last step",),
         engine="llmos.engines.dp",
-        llmos_version=__version__,
+        llmos_version=version("llmos"),
         job=job,
         log_index=log_index,
     )

@@ -1,4 +1,4 @@
-"""Train: submit a plan as a job, run it durably, publish the adapter; the budget is never charged twice."""
+"""Train: submit a plan as a job, run it durably, publish the adapter; never charge twice."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from llmos.engines.dp.trainer import FitResult, StepReport, fit
 from llmos.errors import JobCancelled, JobInterrupted, UnaccountableMechanism
 from llmos.kernel import accounting
 from llmos.kernel.identity import Principal
-from llmos.kernel.jobs import Job, JobState, Step
+from llmos.kernel.jobs import Job, JobState
 from llmos.kernel.kernel import Kernel
 from llmos.kernel.monitor import Charge, Grant
 from llmos.kernel.policy import Action, Resource
@@ -108,7 +108,7 @@ def cancel(job_id: str, who: Principal, parts: Parts) -> JobState:
         kernel.jobs.request_cancel(conn, job_id)
     if kernel.jobs.is_live(job_id):
         return JobState.RUNNING
-    _Worker(who, parts, Event(), lambda view: None).settle_cancelled(kernel.jobs.job(job_id))
+    _Worker(who, parts, Event(), lambda _view: None).settle_cancelled(kernel.jobs.job(job_id))
     return kernel.jobs.job(job_id).state
 
 
@@ -153,7 +153,7 @@ class _Worker:
             "seconds": time.monotonic() - start,
             "tokens_per_s": fitted.tokens / max(fitted.seconds, 1e-9),
             "randomness": str(fitted.randomness),
-            "dtype_path": f"base {self._base_dtype}; adapter, gradients, noise and optimizer float32",
+            "dtype_path": f"base {self._base_dtype}; adapter, gradients, noise, optimizer float32",
             "self_test": {"gradient_norms_against_autograd": fitted.self_tested},
         }
 
@@ -163,9 +163,7 @@ class _Worker:
         kernel = self.parts.kernel
         base = self.parts.registry.model(request.model)
         device = resolve_device(kernel.config.device)
-        resume = (
-            kernel.vault.read(job.checkpoint, "checkpoint", grant) if job.checkpoint else None
-        )
+        resume = kernel.vault.read(job.checkpoint, "checkpoint", grant) if job.checkpoint else None
         loaded = load_base(kernel.config.home / base.location, device)
         records = tuple(
             TrainingRecord(record.unit, encoded.ids, encoded.labels_from)
@@ -255,7 +253,7 @@ class _Worker:
         step: str,
         details: Mapping[str, Any],
     ) -> Iterator[tuple[Grant | None, Connection]]:
-        """Yield the grant of the job's charge, if it has one, and the transaction that ends the job."""
+        """Yield the grant of the job's charge, if any, and the transaction that ends the job."""
         action, resource, context = _act(request, card)
         monitor = self.parts.kernel.monitor
         facts = {"step": step, "job": job.id, **_public(request), **details}
@@ -406,5 +404,9 @@ def _public(request: TrainRequest) -> dict[str, Any]:
 
 
 def _performance(request: TrainRequest, kernel: Kernel, device: str) -> Performance:
-    given = {} if request.microbatch_tokens is None else {"microbatch_tokens": request.microbatch_tokens}
+    given = (
+        {}
+        if request.microbatch_tokens is None
+        else {"microbatch_tokens": request.microbatch_tokens}
+    )
     return Performance(threads=kernel.config.threads, device=device, **given)

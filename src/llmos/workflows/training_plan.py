@@ -134,14 +134,15 @@ class TrainPlan:
             }
         share = self.pool_cost / self.pool.cap
         return lines | {
-            "sampling": f"Poisson, each {unit} with probability {request.plan.sampling_probability:.4f} "
-            f"(about {request.batch} a step), {request.steps} steps",
+            "sampling": f"Poisson, each {unit} with probability "
+            f"{request.plan.sampling_probability:.4f} (about {request.batch} a step), "
+            f"{request.steps} steps",
             "clipping": f"L2 norm {request.clip:g} per {unit}; "
             f"noise multiplier {request.noise_multiplier:.4f}",
             "guarantee": f"epsilon {self.epsilon:.3f} at delta {request.delta:g} per {unit} "
             f"(add or remove one; PLD); replace one: {self.epsilon_replace_one:.3f}",
-            "budget": f"takes {share:.1%} of {card.name}'s; {self.pool.remaining_share:.1%} is left "
-            f"now, {self.pool.remaining_share - share:.1%} afterwards (Renyi filter)",
+            "budget": f"takes {share:.1%} of {card.name}'s; {self.pool.remaining_share:.1%} is "
+            f"left now, {self.pool.remaining_share - share:.1%} afterwards (Renyi filter)",
             "predicted": str(self.predicted),
         }
 
@@ -159,9 +160,7 @@ class TrainPlan:
         }
 
 
-def make_plan(
-    options: TrainOptions, parts: Parts
-) -> TrainPlan:
+def make_plan(options: TrainOptions, parts: Parts) -> TrainPlan:
     """Derive the plan from the catalogue alone; neither data nor model is opened.
 
     Raises:
@@ -195,11 +194,20 @@ def make_plan(
     request = TrainRequest(
         **options.model_dump(
             include={
-                "dataset", "model", "purpose", "clip", "learning_rate", "rank", "last_layers",
-                "max_tokens", "max_records_per_unit", "microbatch_tokens", "checkpoint_every_s",
+                "dataset",
+                "model",
+                "purpose",
+                "clip",
+                "learning_rate",
+                "rank",
+                "last_layers",
+                "max_tokens",
+                "max_records_per_unit",
+                "microbatch_tokens",
+                "checkpoint_every_s",
                 "seed",
             }
-        ),  # fmt: skip
+        ),
         fingerprint=card.fingerprint,
         output=output,
         epsilon=options.epsilon if options.private else None,

@@ -35,6 +35,6 @@ def run(file: Path, keys: Path | None) -> dict[str, Any]:
 
 def _is_certificate(data: bytes) -> bool:
     try:
-        return "envelope" in json.loads(data)
+        return "envelope" in dict(json.loads(data))
     except (ValueError, TypeError) as error:
         raise VerificationFailed("the file is not JSON: it was cut or changed") from error

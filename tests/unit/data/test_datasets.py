@@ -260,10 +260,11 @@ def test_when_the_catalogue_cannot_be_written_the_objects_go_too(
     with kernel.store.transaction() as conn:
         conn.execute(
             text(
-                f"CREATE TRIGGER no BEFORE INSERT ON {table} BEGIN SELECT RAISE(ABORT, 'not today'); END"
+                f"CREATE TRIGGER no BEFORE INSERT ON {table} "
+                "BEGIN SELECT RAISE(ABORT, 'no room'); END"
             )
         )
-    with pytest.raises(DatabaseRefusal, match="not today"):
+    with pytest.raises(DatabaseRefusal, match="no room"):
         import_pairs(datasets, steward, book=make_canaries(3))
     assert traces(kernel) == NOTHING
     kernel.auditlog.verify()
@@ -277,11 +278,11 @@ def test_when_the_last_object_cannot_be_written_the_first_go_too(
         conn.execute(
             text(
                 "CREATE TRIGGER no BEFORE INSERT ON object_keys WHEN NEW.kind = 'canaries' "
-                "BEGIN SELECT RAISE(ABORT, 'not today'); END"
+                "BEGIN SELECT RAISE(ABORT, 'no room'); END"
             )
         )
     keys.close()
-    with pytest.raises(DatabaseRefusal, match="not today"):
+    with pytest.raises(DatabaseRefusal, match="no room"):
         import_pairs(datasets, steward)
     assert traces(kernel) == NOTHING
     kernel.auditlog.verify()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
@@ -49,8 +49,8 @@ def test_renyi_agrees_with_other_accountants(row: dict[str, Any]) -> None:
         )
         for order in range(2, 64)
     ]
-    # the golden value also looks at fractional orders
-    assert row["epsilon_rdp"] - 1e-4 <= min(bounds) <= row["epsilon_rdp"] * 1.01
+    # the golden value also looks at fractional orders, which matters with little noise
+    assert row["epsilon_rdp"] - 1e-4 <= min(bounds) <= row["epsilon_rdp"] * row["integer_orders"]
 
 
 @pytest.mark.parametrize(("q", "noise", "order"), [(0.01, 1.0, 8), (0.5, 4.0, 2), (1.0, 3.0, 5)])
@@ -74,8 +74,9 @@ def test_no_step_is_no_loss() -> None:
 def test_hardly_any_noise_is_no_guarantee() -> None:
     bare = replace(JOB, noise_multiplier=1e-3)
     assert accounting.epsilon(bare, 1e-6) == math.inf
-    assert accounting.renyi(replace(JOB, noise_multiplier=1e-9), 2.0) > 1e15
-    assert accounting.renyi(replace(JOB, noise_multiplier=1e-160), 2.0) == math.inf
+    assert accounting.renyi(replace(JOB, noise_multiplier=1e-6), 2.0) > 1e12
+    for noise in (0.99e-6, 1e-160, 1e-170):  # the last ones have no square that is a normal float
+        assert accounting.renyi(replace(JOB, noise_multiplier=noise), 256.0) == math.inf
     # large but finite, in a second and not in a minute
     assert 150 < accounting.epsilon(PoissonSampledGaussian(0.02, 0.2, 300), 1e-6) < 250
 
@@ -124,7 +125,7 @@ def test_calibration_adds_noise_until_the_fine_check_passes(
     def optimistic(
         planned: PoissonSampledGaussian, delta: float, relation: Neighboring, interval: float
     ) -> float:
-        return exact(planned, delta, relation, interval) * (1.0 if interval < 5e-4 else 0.97)
+        return exact(planned, delta, relation, interval) * (1.0 if interval < 5e-4 else 0.995)
 
     monkeypatch.setattr(accounting, "_pld_epsilon", optimistic)
     noise = accounting.calibrate_noise(0.1, 10, 2.0, 1e-5)
@@ -144,7 +145,7 @@ def test_calibration_refuses_what_cannot_be_reached(
         accounting.calibrate_noise(q, steps, epsilon, delta)
 
 
-@given(threshold=st.floats(1e-3, 9e5), start=st.floats(1e-3, 2e6))
+@given(threshold=st.floats(1e-3, 9e5), start=st.floats(1e-200, 2e200))
 def test_least_noise_finds_any_threshold_from_anywhere(threshold: float, start: float) -> None:
     found = accounting.least_noise(lambda noise: noise >= threshold, start=start)
     assert threshold <= found <= threshold * 1.001
@@ -200,17 +201,13 @@ def test_the_conversion_is_proposition_12() -> None:
     assert accounting.renyi_to_epsilon(1e-9, 256.0, 0.9) == 0.0  # never negative
 
 
-@settings(max_examples=25, deadline=None)
-@given(
-    q=st.floats(1e-3, 0.5),
-    noise=st.floats(0.7, 20),
-    steps=st.integers(1, 50),
-)
-def test_the_filters_bound_is_never_below_the_tight_one(q: float, noise: float, steps: int) -> None:
-    planned, order = PoissonSampledGaussian(q, noise, steps), 8.0
-    loose = accounting.renyi_to_epsilon(accounting.renyi(planned, order), order, 1e-6)
-    discretisation = 1e-2  # the PLD rounds up to multiples of 1e-4 at each step
-    assert loose >= accounting.epsilon(planned, 1e-6) - discretisation
+@pytest.mark.parametrize(("q", "noise", "steps"), [(0.1, 1.3, 10), (0.5, 6.0, 50), (1.0, 2.0, 1)])
+def test_the_filters_bound_is_above_the_tight_one(q: float, noise: float, steps: int) -> None:
+    planned = PoissonSampledGaussian(q, noise, steps)
+    tight = accounting.epsilon(planned, 1e-6)
+    for order in (2.0, 4.0, 8.0, 16.0):
+        bound = accounting.renyi_to_epsilon(accounting.renyi(planned, order), order, 1e-6)
+        assert bound > tight
 
 
 @given(value=st.floats(1e-6, 1e6))

@@ -240,7 +240,7 @@ def test_damage_seen_at_start(log: AuditLog, name: str) -> None:
 
 @pytest.mark.parametrize("name", SEEN_BY_VERIFY)
 def test_damage_seen_by_verify(log: AuditLog, name: str) -> None:
-    fill(log, 7)
+    fill(log, 8)
     with log.store.transaction() as conn:
         SEEN_BY_VERIFY[name](conn)
     with pytest.raises(TamperedLog):
@@ -251,7 +251,7 @@ def test_a_changed_entry_is_neither_shown_nor_proven(log: AuditLog) -> None:
     fill(log, 7)
     with log.store.transaction() as conn:
         conn.execute(update(log_entries).filter_by(idx=3).values(data=b"{}"))
-        conn.execute(delete(log_entries).filter_by(idx=4))
+        conn.execute(delete(log_entries).filter_by(idx=1))
         conn.execute(delete(log_nodes).filter_by(level=0, idx=5))
     with pytest.raises(TamperedLog, match="entry 3 was changed"):
         log.entries()
@@ -259,7 +259,9 @@ def test_a_changed_entry_is_neither_shown_nor_proven(log: AuditLog) -> None:
         log.entries(after=3)
     with pytest.raises(TamperedLog, match="entry 3"):
         log.prove(3)
-    with pytest.raises(TamperedLog, match="entry 4 is missing"):
+    with pytest.raises(TamperedLog, match="entry 1 is missing"):
+        log.prove(1)
+    with pytest.raises(TamperedLog, match="level 0, place 5 is missing"):
         log.prove(4)
 
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.conftest import make_tiny_tokenizer
 
 from llmos.models.detokenization import REPLACEMENT, Detokenizer, StopScanner
-from tests.conftest import make_tiny_tokenizer
 
 TOKENIZER = make_tiny_tokenizer()
 TOKENS = st.lists(st.integers(0, len(TOKENIZER) - 1), max_size=30)

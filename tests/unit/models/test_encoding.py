@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.conftest import make_tiny_tokenizer
 
 from llmos.errors import ModelError
 from llmos.models.encoding import encode, encode_chat, encode_continuation, end_token, start_token
-from tests.conftest import make_tiny_tokenizer
 
 TOKENIZER = make_tiny_tokenizer()
 QUESTION, ANSWER = "What is the capital of France?", "The capital of France is Paris."

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.unit.models.conftest import MakeWheel
+from tests.unit.models.test_conversion import write_gguf
 
 from llmos.errors import HashMismatch, ModelError, ModelExists, NetworkError, UnknownModel
 from llmos.models import hub
 from llmos.models.loading import LoadedModel, digest, load_base
-from tests.unit.models.conftest import MakeWheel
-from tests.unit.models.test_conversion import write_gguf
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CARD = "---\nlanguage: en\nlicense: mit\n---\n# Tiny\nlicense: other\n"
@@ -46,7 +46,9 @@ def test_a_directory_is_copied_without_what_is_not_a_model(source: Path, tmp_pat
     assert leftovers(tmp_path / "home") == ["tiny"]
 
 
-@pytest.mark.parametrize("card", [None, b"license: mit\n", b"---\nlanguage: en\n---\n", b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "card", [None, b"license: mit\n", b"---\nlanguage: en\n---\n", b"\xff\xfe"]
+)
 def test_a_licence_that_is_not_stated_is_unknown(
     source: Path, tmp_path: Path, card: bytes | None
 ) -> None:
@@ -70,9 +72,11 @@ def test_a_name_in_use_is_never_overwritten(source: Path, tmp_path: Path) -> Non
 
 
 def test_the_slower_of_two_pulls_is_told(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelExists, match="another process"), hub._appearing(tmp_path / "m") as own:
-        (own / "config.json").write_text("{}")
-        hub.pull(str(source), tmp_path / "m", tmp_path / "cache")
+    slower = hub._appearing(tmp_path / "m")
+    own = slower.__enter__()
+    hub.pull(str(source), tmp_path / "m", tmp_path / "cache")
+    with pytest.raises(ModelExists, match="another process"):
+        slower.__exit__(None, None, None)
     assert "model.safetensors" in leftovers(tmp_path / "m")
     assert leftovers(tmp_path).count("m") == 1
     assert not own.exists()
@@ -144,7 +148,9 @@ def test_smollm2_is_itself(smollm2_folder: Path) -> None:
     loaded = load_base(smollm2_folder, torch.device("cpu"))
     ids = loaded.tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
     # 7042 is what transformers' own GGUF loader predicts (" Paris").
-    assert int(loaded.model(ids).logits[0, -1].argmax()) == loaded.tokenizer(" Paris")["input_ids"][0]
+    assert (
+        int(loaded.model(ids).logits[0, -1].argmax()) == loaded.tokenizer(" Paris")["input_ids"][0]
+    )
     assert loaded.tokenizer.tokenize("No 1234") == ["No", "Ġ", "1", "2", "3", "4"]
 
 
@@ -154,10 +160,10 @@ def test_smollm2_is_itself(smollm2_folder: Path) -> None:
 class Hub(BaseHTTPRequestHandler):
     files: dict[str, bytes]
 
-    def do_HEAD(self) -> None:  # noqa: N802
+    def do_HEAD(self) -> None:
         self.do_GET()
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         path = self.path.split("?")[0]
         if path.startswith("/api/models/org/tiny/tree/"):
             entries = [

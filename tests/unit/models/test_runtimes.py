@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from sqlalchemy import delete
+from tests.unit.models.test_registry import Objects
 
 from llmos.errors import HashMismatch, PermissionDenied
 from llmos.kernel import schema
@@ -17,7 +18,6 @@ from llmos.models.loading import digest, load_base
 from llmos.models.lora import LoraConfig, attach, to_peft
 from llmos.models.registry import ModelEntry, Registry
 from llmos.models.runtimes import Runtimes
-from tests.unit.models.test_registry import Objects
 
 CPU = torch.device("cpu")
 NOTHING = Objects()

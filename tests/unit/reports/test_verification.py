@@ -16,7 +16,12 @@ from llmos.crypto.notes import NoteKey
 from llmos.errors import VerificationFailed
 from llmos.privacy import Neighboring
 from llmos.reports.certificate import CertificateFacts
-from llmos.reports.verification import LARGEST_FILE_BYTES, read_public_keys, verify_bundle
+from llmos.reports.verification import (
+    LARGEST_FILE_BYTES,
+    read_public_keys,
+    verify_bundle,
+    verify_log_proof,
+)
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -135,6 +140,7 @@ def test_public_keys_must_be_two_verifier_keys(text: str) -> None:
         {"details": {}},
         {"details": None},
         {"action": "measure"},
+        {"outcome": "failed"},
     ],
 )
 def test_the_log_entry_must_be_of_this_certificate(
@@ -208,3 +214,26 @@ def test_a_certificate_without_measurement_or_with_a_seed_verifies_and_says_so(
     assert verified.production is False
     assert verified.predicate["measured_leakage"] is None
     assert math.isfinite(verified.loss.epsilon)
+
+
+def test_a_log_proof_verifies_by_itself(certificate: bytes, public_keys: str) -> None:
+    proof = rfc8785.dumps(json.loads(certificate)["log_proof"])
+    verified = verify_log_proof(proof, public_keys)
+    assert (verified["log"], verified["log_index"], verified["log_size"]) == (
+        "llmos.local/1",
+        12,
+        14,
+    )
+    assert verified["entry"]["action"] == "report"
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_a_log_proof_with_a_changed_byte_fails(
+    certificate: bytes, public_keys: str, data: st.DataObject
+) -> None:
+    proof = bytearray(rfc8785.dumps(json.loads(certificate)["log_proof"]))
+    place = data.draw(st.integers(0, len(proof) - 1))
+    proof[place] ^= 1 << data.draw(st.integers(0, 7))
+    with pytest.raises(VerificationFailed):
+        verify_log_proof(bytes(proof), public_keys)

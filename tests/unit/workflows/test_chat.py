@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.conftest import ServedHome, log_entries
 
 from llmos.errors import PermissionDenied, PromptTooLong, UnknownModel
 from llmos.kernel.identity import Principal
@@ -11,7 +12,6 @@ from llmos.models.generation import Sampling
 from llmos.models.runtimes import Runtimes
 from llmos.workflows import chat
 from llmos.workflows.chat import ChatRequest
-from tests.conftest import ServedHome, log_entries
 
 SECRET = "Zyxwv has a rash"
 REQUEST = ChatRequest(

@@ -18,7 +18,7 @@ from llmos.engines.dp.kernels import Context, apply, product_dtype
 from llmos.engines.dp.sampling import Microbatch, TrainingRecord
 from llmos.errors import UnsupportedModel
 
-_LOGITS: Final = 1 << 24  # that exist at the same time
+_LOGITS: Final = 1 << 23  # that exist at the same time
 _VOCABULARY_BLOCK: Final = 1 << 13  # rows of the head that are widened at the same time
 
 

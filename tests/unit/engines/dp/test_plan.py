@@ -10,9 +10,7 @@ from llmos.engines.dp.plan import AdamWSettings, DPPlan, GaussianClipping, Perfo
 from llmos.errors import InvalidPrivacyParameter
 from llmos.privacy import PoissonSampledGaussian
 
-PLAN = DPPlan(
-    units=200, expected_batch_units=16, steps=50, privacy=GaussianClipping(0.5, 1.3)
-)
+PLAN = DPPlan(units=200, expected_batch_units=16, steps=50, privacy=GaussianClipping(0.5, 1.3))
 
 
 def test_mechanism_says_what_is_run() -> None:

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from llmos.errors import (
+    AuthenticationError,
+    PrincipalExists,
+    RequestError,
+    UnknownKey,
+    UnknownPrincipal,
+)
+from llmos.kernel import schema
+from llmos.kernel.identity import Identity, IssuedKey, Principal, Role
+from llmos.kernel.store import Store, timestamp
+
+PEPPER = bytes(range(32))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store.open(tmp_path / "kernel.db", schema.KERNEL)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def identity(store: Store) -> Identity:
+    return Identity(store, PEPPER)
+
+
+@pytest.fixture
+def alice(store: Store, identity: Identity) -> Principal:
+    with store.transaction() as conn:
+        return identity.add_principal(conn, "alice", frozenset({Role.ENGINEER, Role.AUDITOR}))
+
+
+def issue(
+    store: Store,
+    identity: Identity,
+    principal: Principal,
+    *,
+    models: frozenset[str] | None = None,
+    expires_at: datetime | None = None,
+) -> IssuedKey:
+    with store.transaction() as conn:
+        return identity.create_key(conn, principal, "laptop", models, expires_at)
+
+
+def refused(identity: Identity, token: str) -> str:
+    with pytest.raises(AuthenticationError) as caught:
+        identity.authenticate(token)
+    return f"{caught.value.message} {caught.value.hint}"
+
+
+def test_a_principal_is_found_by_name(identity: Identity, alice: Principal) -> None:
+    assert identity.principal("alice") == alice
+    assert alice.roles == {Role.ENGINEER, Role.AUDITOR}
+    assert (alice.models, alice.key_id) == (None, None)
+    with pytest.raises(UnknownPrincipal, match="bob"):
+        identity.principal("bob")
+
+
+def test_a_name_is_given_once_and_never_again(
+    store: Store, identity: Identity, alice: Principal
+) -> None:
+    def add_again() -> None:
+        with store.transaction() as conn:
+            identity.add_principal(conn, "alice", frozenset({Role.ADMINISTRATOR}))
+
+    with pytest.raises(PrincipalExists):
+        add_again()
+    with store.transaction() as conn:
+        identity.disable_principal(conn, "alice")
+    with pytest.raises(PrincipalExists):
+        add_again()
+    assert identity.principals() == ()
+
+
+def test_disabling_refuses_the_principal_and_its_keys(
+    store: Store, identity: Identity, alice: Principal
+) -> None:
+    key = issue(store, identity, alice)
+    assert identity.principals() == (alice,)
+    with store.transaction() as conn:
+        identity.disable_principal(conn, "alice")
+    with pytest.raises(AuthenticationError, match="alice was disabled"):
+        identity.principal("alice")
+    refused(identity, key.token)
+    with pytest.raises(UnknownPrincipal), store.transaction() as conn:
+        identity.disable_principal(conn, "bob")
+
+
+def test_a_key_stands_for_its_principal(store: Store, identity: Identity, alice: Principal) -> None:
+    everything = issue(store, identity, alice)
+    assert identity.authenticate(everything.token) == Principal(
+        alice.id, "alice", alice.roles, None, everything.id
+    )
+    narrow = issue(store, identity, alice, models=frozenset({"m1", "m2"}))
+    assert identity.authenticate(narrow.token).models == frozenset({"m1", "m2"})
+    nothing = issue(store, identity, alice, models=frozenset())
+    assert identity.authenticate(nothing.token).models == frozenset()
+
+
+def test_the_token_is_shown_once_and_stored_nowhere(
+    store: Store, identity: Identity, alice: Principal
+) -> None:
+    key = issue(store, identity, alice)
+    assert re.fullmatch(r"llmos_[0-9A-Za-z]{8}_[0-9A-Za-z]{43}", key.token)
+    assert key.token.split("_")[1] == key.id
+    secret = key.token.split("_")[2]
+    assert secret not in repr(key)
+    store.checkpoint()
+    assert secret.encode() not in store.path.read_bytes()
+    assert issue(store, identity, alice).token != key.token
+
+
+def test_the_pepper_is_needed_to_check_a_key(
+    store: Store, identity: Identity, alice: Principal
+) -> None:
+    key = issue(store, identity, alice)
+    refused(Identity(store, bytes(32)), key.token)
+    with pytest.raises(AuthenticationError, match="32 bytes"):
+        Identity(store, b"short")
+
+
+def test_every_refusal_reads_the_same(store: Store, identity: Identity, alice: Principal) -> None:
+    expired = issue(store, identity, alice, expires_at=datetime.now(UTC) - timedelta(seconds=1))
+    revoked, good = issue(store, identity, alice), issue(store, identity, alice)
+    with store.transaction() as conn:
+        identity.revoke_key(conn, revoked.id)
+    last = "0" if good.token[-1] != "0" else "1"
+    tokens = (
+        expired.token,
+        revoked.token,
+        good.token[:-1] + last,  # right id, wrong secret
+        good.token + "0",
+        good.token + "\n",
+        f"llmos_{'0' * 8}_{good.token.split('_')[2]}",  # unknown id
+        "",
+        "sk-something-else",
+    )
+    assert len({refused(identity, token) for token in tokens}) == 1
+    assert identity.authenticate(good.token).name == "alice"
+
+
+def test_a_key_is_valid_until_it_expires(
+    store: Store, identity: Identity, alice: Principal
+) -> None:
+    later = datetime.now(UTC) + timedelta(hours=1)
+    key = issue(store, identity, alice, expires_at=later)
+    assert identity.authenticate(key.token).key_id == key.id
+    with pytest.raises(RequestError, match="time zone"):
+        issue(store, identity, alice, expires_at=later.replace(tzinfo=None))
+
+
+def test_keys_are_listed_with_their_fate(
+    store: Store, identity: Identity, alice: Principal
+) -> None:
+    later = datetime.now(UTC) + timedelta(days=1)
+    first = issue(store, identity, alice)
+    second = issue(store, identity, alice, models=frozenset({"m"}), expires_at=later)
+    for _ in range(2):  # revoking twice keeps the first time
+        with store.transaction() as conn:
+            identity.revoke_key(conn, first.id)
+    issued = identity.keys()
+    listed = {key.id: key for key in issued}
+    assert set(listed) == {first.id, second.id}
+    assert listed[first.id].revoked_at is not None
+    assert listed[first.id].models is None
+    assert (listed[second.id].models, listed[second.id].revoked_at) == (frozenset({"m"}), None)
+    assert listed[second.id].expires_at == timestamp(later)
+    assert (listed[second.id].principal, listed[second.id].label) == ("alice", "laptop")
+    with pytest.raises(UnknownKey), store.transaction() as conn:
+        identity.revoke_key(conn, "00000000")
+
+
+@pytest.fixture(scope="module")
+def nobody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Identity]:
+    store = Store.open(tmp_path_factory.mktemp("empty") / "kernel.db", schema.KERNEL)
+    yield Identity(store, PEPPER)
+    store.close()
+
+
+@settings(deadline=None)
+@given(token=st.text())
+@example("llmos_" + "0" * 8 + "_" + "٣" * 43)  # digits, but not of this alphabet
+@example("\ud800")
+def test_any_text_gets_the_same_refusal(nobody: Identity, token: str) -> None:
+    assert refused(nobody, token) == refused(nobody, "")

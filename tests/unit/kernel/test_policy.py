@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import cedarpy
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmos.errors import PolicyError
+from llmos.kernel.identity import Principal, Role
+from llmos.kernel.policy import DEFAULTS, Action, Decision, Policy, Resource
+
+HOME = Resource("Home", "h")
+SENSITIVE = Resource(
+    "Dataset", "patients", {"classification": "sensitive", "purposes": ("research", "training")}
+)
+SYNTHETIC = Resource(
+    "Dataset", "made-up", {"classification": "synthetic", "purposes": ("training",)}
+)
+BASE = Resource("Model", "base", {"kind": "base", "classification": "public", "private": False})
+LEAKY = Resource(
+    "Model", "leaky", {"kind": "adapter", "classification": "sensitive", "private": False}
+)
+PRIVATE = Resource(
+    "Model", "safe", {"kind": "adapter", "classification": "sensitive", "private": True}
+)
+TRAINING = {"purpose": "training"}
+
+# What each action may be asked of, and with which resources of the defaults' matrix.
+SUBJECT = {
+    Action.IMPORT_DATA: SENSITIVE,
+    Action.READ_DATA: SENSITIVE,
+    Action.TRAIN_PRIVATE: SENSITIVE,
+    Action.TRAIN_WITHOUT_PRIVACY: SYNTHETIC,
+    Action.MEASURE: SENSITIVE,
+    Action.REPORT: PRIVATE,
+    Action.PULL_MODEL: BASE,
+    Action.EXPORT_MODEL: PRIVATE,
+    Action.CHAT: PRIVATE,
+    Action.LIST_MODELS: HOME,
+    Action.MANAGE_KEYS: HOME,
+    Action.MANAGE_BUDGET: SENSITIVE,
+    Action.MANAGE_JOBS: HOME,
+    Action.READ_LOG: HOME,
+    Action.PLAN: SENSITIVE,
+    Action.SERVE: HOME,
+}
+RIGHTS = {
+    Role.ADMINISTRATOR: set(Action),
+    Role.STEWARD: {
+        Action.IMPORT_DATA, Action.READ_DATA, Action.MANAGE_BUDGET, Action.MEASURE, Action.REPORT,
+        Action.READ_LOG,
+    },
+    Role.ENGINEER: {
+        Action.TRAIN_PRIVATE, Action.TRAIN_WITHOUT_PRIVACY, Action.PLAN, Action.MEASURE,
+        Action.REPORT, Action.PULL_MODEL, Action.CHAT, Action.EXPORT_MODEL,
+    },
+    Role.DEVELOPER: {Action.CHAT, Action.LIST_MODELS},
+    Role.AUDITOR: {Action.READ_LOG, Action.REPORT, Action.MEASURE},
+}  # fmt: skip
+
+# Conditions that parse and fit the schema, and fail when they are evaluated.
+FAILING = (
+    "9223372036854775807 + 1 > 0",
+    "-9223372036854775807 - 2 < 0",
+    "9223372036854775807 * 2 > 0",
+)
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    return Policy.load(DEFAULTS)
+
+
+def someone(*roles: Role, models: frozenset[str] | None = None) -> Principal:
+    return Principal("p1", "someone", frozenset(roles), models)
+
+
+def context_of(action: Action) -> dict[str, str]:
+    training = action in {Action.TRAIN_PRIVATE, Action.TRAIN_WITHOUT_PRIVACY}
+    return dict(TRAINING) if training else {}
+
+
+def folder_with(folder: Path, **policies: str) -> Path:
+    shutil.copy(DEFAULTS / "policy.cedarschema", folder)
+    for name, text in policies.items():
+        (folder / f"{name}.cedar").write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("role", Role)
+@pytest.mark.parametrize("action", Action)
+def test_defaults_give_each_role_its_rights(policy: Policy, role: Role, action: Action) -> None:
+    decision = policy.decide(someone(role), action, SUBJECT[action], context_of(action))
+    assert decision.allowed is (action in RIGHTS[role])
+    if decision.allowed:
+        assert decision.policies[0].startswith(role.value)
+    else:
+        assert decision == Decision(False, (), "no policy permits it")
+
+
+def test_rights_of_roles_add_up_and_nobody_has_none(policy: Policy) -> None:
+    both = someone(Role.DEVELOPER, Role.AUDITOR)
+    assert policy.decide(both, Action.CHAT, BASE, {}).allowed
+    assert policy.decide(both, Action.READ_LOG, HOME, {}).allowed
+    for action in Action:
+        assert not policy.decide(someone(), action, SUBJECT[action], context_of(action)).allowed
+
+
+@pytest.mark.parametrize("role", Role)
+def test_nobody_trains_without_privacy_on_sensitive_data(policy: Policy, role: Role) -> None:
+    decision = policy.decide(someone(role), Action.TRAIN_WITHOUT_PRIVACY, SENSITIVE, TRAINING)
+    assert not decision.allowed
+    assert decision.policies == ("no-training-without-privacy-on-sensitive-data",)
+    assert "forbidden by no-training-without-privacy" in decision.reason
+
+
+@pytest.mark.parametrize("classification", ["public", "synthetic"])
+def test_engineers_train_without_privacy_on_data_of_nobody(
+    policy: Policy, classification: str
+) -> None:
+    data = Resource("Dataset", "d", {"classification": classification, "purposes": ("training",)})
+    engineer = someone(Role.ENGINEER)
+    assert policy.decide(engineer, Action.TRAIN_WITHOUT_PRIVACY, data, TRAINING).allowed
+
+
+@pytest.mark.parametrize("role", [Role.ADMINISTRATOR, Role.ENGINEER])
+def test_data_serves_only_its_purposes(policy: Policy, role: Role) -> None:
+    for purpose, allowed in (("research", True), ("marketing", False), ("", False)):
+        decision = policy.decide(
+            someone(role), Action.TRAIN_PRIVATE, SENSITIVE, {"purpose": purpose}
+        )
+        assert decision.allowed is allowed
+        assert ("purpose-limitation" in decision.policies) is not allowed
+
+
+def test_engineers_export_only_what_cannot_hold_sensitive_data(policy: Policy) -> None:
+    engineer = someone(Role.ENGINEER)
+    assert policy.decide(engineer, Action.EXPORT_MODEL, PRIVATE, {}).allowed
+    assert policy.decide(engineer, Action.EXPORT_MODEL, BASE, {}).allowed
+    assert not policy.decide(engineer, Action.EXPORT_MODEL, LEAKY, {}).allowed
+    assert policy.decide(someone(Role.ADMINISTRATOR), Action.EXPORT_MODEL, LEAKY, {}).allowed
+
+
+@pytest.mark.parametrize("role", Role)
+@pytest.mark.parametrize("action", Action)
+def test_a_restricted_key_only_uses_its_models(policy: Policy, role: Role, action: Action) -> None:
+    narrow = someone(role, models=frozenset({"safe"}))
+    allowed = policy.decide(narrow, action, SUBJECT[action], context_of(action)).allowed
+    assert allowed is (action in RIGHTS[role] & {Action.CHAT, Action.LIST_MODELS})
+    assert not policy.decide(narrow, Action.CHAT, BASE, {}).allowed
+    assert not policy.decide(someone(role, models=frozenset()), Action.CHAT, BASE, {}).allowed
+
+
+def test_what_is_not_known_counts_as_most_sensitive(policy: Policy) -> None:
+    engineer = someone(Role.ENGINEER)
+    assert policy.decide(engineer, Action.PULL_MODEL, Resource("Model", "m"), {}).allowed
+    assert not policy.decide(engineer, Action.EXPORT_MODEL, Resource("Model", "m"), {}).allowed
+    unknown = Resource("Dataset", "d", {"purposes": ("training",)})
+    assert policy.decide(engineer, Action.TRAIN_PRIVATE, unknown, TRAINING).allowed
+    assert not policy.decide(engineer, Action.TRAIN_WITHOUT_PRIVACY, unknown, TRAINING).allowed
+    assert not policy.decide(
+        engineer, Action.TRAIN_PRIVATE, Resource("Dataset", "d"), TRAINING
+    ).allowed
+
+
+@pytest.mark.parametrize(
+    ("action", "resource", "context"),
+    [
+        (Action.TRAIN_PRIVATE, SENSITIVE, {}),  # no purpose
+        (Action.TRAIN_PRIVATE, BASE, TRAINING),  # a model is no data
+        (Action.CHAT, BASE, {"unheard": "of"}),
+        (Action.SERVE, SENSITIVE, {}),
+        (Action.CHAT, Resource("Model", "m", {"private": "yes"}), {}),
+        (Action.CHAT, Resource("Model", "m", {"unheard": "of"}), {}),
+        (Action.CHAT, Resource("Model", "\ud800"), {}),
+    ],
+)
+def test_a_request_that_does_not_fit_the_schema_is_denied(
+    policy: Policy, action: Action, resource: Resource, context: dict[str, str]
+) -> None:
+    decision = policy.decide(someone(Role.ADMINISTRATOR), action, resource, context)
+    assert decision == Decision(False, (), "the policies could not be evaluated")
+
+
+@pytest.mark.parametrize("name", ['"', "a\nb", 'x", "y": "z', 'Model::"safe"', "模型", ""])
+def test_names_are_only_names(policy: Policy, name: str) -> None:
+    strange = Resource("Model", name, dict(BASE.attributes))
+    narrow = someone(Role.DEVELOPER, models=frozenset({name}))
+    assert policy.decide(narrow, Action.CHAT, strange, {}).allowed
+    assert not policy.decide(narrow, Action.CHAT, PRIVATE, {}).allowed
+
+
+def test_a_failing_forbid_denies_though_cedar_allows(tmp_path: Path) -> None:
+    texts = {
+        "all": '@id("all") permit (principal, action, resource);',
+        "broken": f"forbid (principal, action, resource) when {{ {FAILING[0]} }};",
+    }
+    policy = Policy.load(folder_with(tmp_path, **texts))
+    raw = cedarpy.is_authorized(
+        {"principal": 'Principal::"p"', "action": 'Action::"chat"', "resource": 'Model::"m"'},
+        "\n".join(texts.values()),
+        [],
+    )
+    assert raw.allowed  # the pitfall is real
+    decision = policy.decide(someone(Role.ADMINISTRATOR), Action.CHAT, BASE, {})
+    assert decision == Decision(False, ("all",), "the policies could not be evaluated")
+
+
+CONDITIONS = st.sampled_from(
+    [*FAILING, "true", "false", 'principal.name == "someone"', "context has purpose"]
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rules=st.lists(
+        st.tuples(st.sampled_from(["permit", "forbid"]), CONDITIONS, st.booleans()), max_size=6
+    )
+)
+def test_no_failing_policy_ever_allows(
+    tmp_path_factory: pytest.TempPathFactory, rules: list[tuple[str, str, bool]]
+) -> None:
+    text = "permit (principal, action, resource);\n"
+    for effect, condition, positive in rules:
+        clause = f"{'when' if positive else 'unless'} {{ {condition} }}"
+        text += f"{effect} (principal, action, resource) {clause};\n"
+    policy = Policy.load(folder_with(tmp_path_factory.mktemp("policy"), generated=text))
+    allowed = policy.decide(someone(Role.ADMINISTRATOR), Action.CHAT, BASE, {}).allowed
+
+    def forbids(effect: str, condition: str, positive: bool) -> bool:
+        truth = condition in {"true", 'principal.name == "someone"'}
+        return effect == "forbid" and truth is positive
+
+    fails = any(condition in FAILING for _, condition, _ in rules)
+    assert allowed is (not fails and not any(forbids(*rule) for rule in rules))
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("permit (principal, action", "parse"),
+        ("permit (principal, action, resource) when { resource.legal_hold };", "legal_hold"),
+        ('permit (principal, action == Action::"fly", resource);', "fly"),
+        ('permit (principal == User::"x", action, resource);', "User"),
+    ],
+)
+def test_one_wrong_policy_refuses_all(tmp_path: Path, text: str, why: str) -> None:
+    shutil.copy(DEFAULTS / "default.cedar", tmp_path)
+    folder = folder_with(tmp_path, wrong=text)
+    with pytest.raises(PolicyError, match="nothing is allowed") as caught:
+        Policy.load(folder)
+    assert "wrong.cedar" in caught.value.message
+    assert why in caught.value.message
+
+
+def test_missing_or_unreadable_files_refuse_all(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match=r"policy\.cedarschema"):
+        Policy.load(tmp_path)
+    folder_with(tmp_path)
+    with pytest.raises(PolicyError, match=r"no \*\.cedar file"):
+        Policy.load(tmp_path)
+    (tmp_path / "a.cedar").write_bytes(b"\xff")
+    with pytest.raises(PolicyError, match="decode"):
+        Policy.load(tmp_path)
+    (tmp_path / "a.cedar").write_text("")
+    (tmp_path / "policy.cedarschema").write_text("entity")
+    with pytest.raises(PolicyError, match="schema"):
+        Policy.load(tmp_path)
+
+
+def test_several_files_are_one_policy_and_have_one_digest(tmp_path: Path) -> None:
+    shutil.copy(DEFAULTS / "default.cedar", tmp_path)
+    before = Policy.load(folder_with(tmp_path))
+    assert before.digest == Policy.load(DEFAULTS).digest
+    hold = '@id("hold") forbid (principal, action == Action::"chat", resource);  // no newline'
+    after = Policy.load(folder_with(tmp_path, a_hold=hold, b_empty=""))
+    assert after.digest != before.digest
+    decision = after.decide(someone(Role.ADMINISTRATOR), Action.CHAT, BASE, {})
+    assert decision.policies == ("hold",)
+
+
+def test_the_schema_knows_exactly_our_actions() -> None:
+    text = (DEFAULTS / "policy.cedarschema").read_text()
+    for action in Action:
+        assert f'"{action}"' in text
+    rules = "\n".join(f'permit (principal, action == Action::"{a}", resource);' for a in Action)
+    assert cedarpy.validate_policies(rules, text).validation_passed
+
+
+def test_resources_are_shown_with_their_kind() -> None:
+    assert str(SENSITIVE) == "Dataset::patients"
