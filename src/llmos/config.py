@@ -19,6 +19,7 @@ from pydantic_settings import (
 from llmos.errors import ConfigError
 
 DEFAULT_HOME: Final = Path("~/.llmos")
+_NOT_IN_FILE: Final = frozenset({"home", "passphrase"})
 
 
 class Device(StrEnum):
@@ -34,9 +35,7 @@ class Config(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="LLMOS_", extra="forbid", frozen=True)
 
-    home: Path = Field(
-        DEFAULT_HOME, description="directory of one installation"
-    )
+    home: Path = Field(DEFAULT_HOME, description="directory of one installation")
     principal: str = Field("admin", description="who the command line acts as")
     key_file: Path | None = Field(
         None, description="key file that opens the vault; default: root.key in home"
@@ -53,7 +52,10 @@ class Config(BaseSettings):
     device: Device = Field(Device.AUTO, description="auto, cpu or cuda")
     threads: int = Field(0, ge=0, description="CPU threads for training; 0 means all cores")
     busy_timeout_s: float = Field(
-        60.0, gt=0, description="how long one process waits for another one's database write"
+        60.0,
+        gt=0,
+        le=3600,
+        description="how long one process waits for another one's database write",
     )
     host: str = Field("127.0.0.1", description="address that `llmos serve` binds")
     port: int = Field(
@@ -73,12 +75,14 @@ class Config(BaseSettings):
         del dotenv_settings, file_secret_settings
         flags = init_settings()
         environment = env_settings()
-        home = Path(flags.get("home") or environment.get("home") or DEFAULT_HOME).expanduser()
-        return (
-            init_settings,
-            env_settings,
-            TomlConfigSettingsSource(settings_cls, toml_file=home / "llmos.toml"),
-        )
+        home = _absolute(Path(flags.get("home") or environment.get("home") or DEFAULT_HOME))
+        toml = TomlConfigSettingsSource(settings_cls, toml_file=home / "llmos.toml")
+        if misplaced := _NOT_IN_FILE & toml().keys():
+            raise ConfigError(
+                f"{home / 'llmos.toml'} must not hold {min(misplaced)}",
+                hint="set it in the environment; a passphrase beside its home protects nothing",
+            )
+        return (init_settings, env_settings, toml)
 
 
 def load(**flags: Any) -> Config:  # noqa: ANN401 - pydantic checks the values
@@ -99,15 +103,20 @@ def load(**flags: Any) -> Config:  # noqa: ANN401 - pydantic checks the values
         ) from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"llmos.toml cannot be read: {error}") from error
-    return config.model_copy(
-        update={
-            "home": config.home.expanduser().absolute(),
-            "cache": config.cache.expanduser().absolute(),
-        }
-    )
+    paths = {name: _absolute(value) for name, value in config if isinstance(value, Path)}
+    return config.model_copy(update=paths)
+
+
+def _absolute(path: Path) -> Path:
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as error:
+        raise ConfigError(f"{path}: nobody has this home directory") from error
 
 
 def child_environment(**extra: str) -> Mapping[str, str]:
     """Return the environment for a child process, without LLMOS secrets in it."""
-    inherited = {name: value for name, value in os.environ.items() if name != "LLMOS_PASSPHRASE"}
+    inherited = {  # a setting's name is read in any case
+        name: value for name, value in os.environ.items() if name.upper() != "LLMOS_PASSPHRASE"
+    }
     return {**inherited, **extra}

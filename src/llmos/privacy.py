@@ -113,8 +113,8 @@ class PoissonSampledGaussian:
             raise InvalidPrivacyParameter(
                 "noise_multiplier", self.noise_multiplier, "a finite number above 0"
             )
-        if self.steps < 0:
-            raise InvalidPrivacyParameter("steps", self.steps, "0 or more")
+        if not (isinstance(self.steps, int) and self.steps >= 0):
+            raise InvalidPrivacyParameter("steps", self.steps, "a whole number, 0 or more")
 
     def after(self, steps: int) -> PoissonSampledGaussian:
         """Return the same mechanism stopped after `steps` releases."""
@@ -144,15 +144,20 @@ def mechanism_from_dict(fields: dict[str, JsonScalar]) -> Mechanism:
         UnaccountableMechanism: schema, type or field names are not the known ones.
         InvalidPrivacyParameter: a value lies outside its range.
     """
-    known = {"schema", "type", "sampling_probability", "noise_multiplier", "steps"}
-    if (
-        set(fields) != known
-        or fields["schema"] != MECHANISM_SCHEMA
-        or fields["type"] != "poisson-sampled-gaussian"
-    ):
-        raise UnaccountableMechanism(f"unknown mechanism: {sorted(fields.items())!r}")
-    return PoissonSampledGaussian(
-        sampling_probability=float(fields["sampling_probability"]),
-        noise_multiplier=float(fields["noise_multiplier"]),
-        steps=int(fields["steps"]),
-    )
+    unknown = UnaccountableMechanism(f"unknown mechanism: {fields!r}")
+    match fields:
+        case {
+            "schema": schema,
+            "type": "poisson-sampled-gaussian",
+            "sampling_probability": int() | float() as sampling_probability,
+            "noise_multiplier": int() | float() as noise_multiplier,
+            "steps": int() as steps,
+            **rest,
+        } if schema == MECHANISM_SCHEMA and not rest and bool not in map(type, fields.values()):
+            try:
+                return PoissonSampledGaussian(
+                    float(sampling_probability), float(noise_multiplier), steps
+                )
+            except OverflowError as error:
+                raise unknown from error
+    raise unknown

@@ -6,6 +6,7 @@ import click
 
 from llmos.cli.session import (
     Session,
+    device_option,
     json_option,
     print_fields,
     print_json,
@@ -53,6 +54,7 @@ def show(session: Session, job_id: str, as_json: bool) -> None:
 
 @jobs.command()
 @click.argument("job_id")
+@device_option
 @json_option
 @with_session
 def resume(session: Session, job_id: str, as_json: bool) -> None:

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import click
 
-from llmos.cli.session import Session, console, json_option, print_json, print_table, with_session
+from llmos.cli.session import (
+    Session,
+    console,
+    device_option,
+    json_option,
+    print_json,
+    print_table,
+    with_session,
+)
 from llmos.errors import LeakFound
 
 
 @click.command()
 @click.argument("models", nargs=-1, required=True)
+@device_option
 @json_option
 @with_session
 def measure(session: Session, models: tuple[str, ...], as_json: bool) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from llmos.cli.session import Session, with_session
+from llmos.cli.session import Session, device_option, with_session
 
 
 @click.command()
@@ -14,6 +14,7 @@ from llmos.cli.session import Session, with_session
 @click.option("--port", type=int, help="Port to bind; 0 picks one.  [LLMOS_PORT; 8080]")
 @click.option("--tls-cert", type=click.Path(path_type=Path), help="Certificate chain (PEM).")
 @click.option("--tls-key", type=click.Path(path_type=Path), help="Private key (PEM).")
+@device_option
 @with_session
 def serve(
     session: Session,

@@ -24,13 +24,14 @@ class Session:
     """The flags that hold for a whole command line; opens the home when a command needs it."""
 
     home: str | None = None
+    device: str | None = None
     opened: System | None = field(default=None, repr=False)
 
     def config(self) -> Config:
         """Read the configuration."""
         from llmos.config import load
 
-        return load(home=self.home)
+        return load(home=self.home, device=self.device)
 
     def system(self) -> System:
         """Open the home, asking for its passphrase when it has one and a person is there."""
@@ -60,6 +61,22 @@ def ask_passphrase() -> str:
 def json_option(function: F) -> F:
     """Give a command the flag `--json`, passed to it as `as_json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")(function)
+
+
+def device_option(function: F) -> F:
+    """Give a command the flag `--device`, which overrides the configured device."""
+
+    def remember(ctx: click.Context, _parameter: click.Parameter, value: str | None) -> None:
+        if value is not None and (session := ctx.find_object(Session)) is not None:
+            session.device = value
+
+    return click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        callback=remember,
+        expose_value=False,
+        help="Where to compute; auto takes a GPU when there is one.  [env: LLMOS_DEVICE; auto]",
+    )(function)
 
 
 def with_session(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmos.cli.session import Session, json_option, print_fields, print_json, with_session
+from llmos.cli.session import (
+    Session,
+    device_option,
+    json_option,
+    print_fields,
+    print_json,
+    with_session,
+)
 
 if TYPE_CHECKING:
     from llmos.workflows.training_plan import TrainPlan
@@ -35,6 +42,7 @@ if TYPE_CHECKING:
 @click.option("--microbatch-tokens", type=int, help="Tokens at once; speed and memory only.")
 @click.option("--checkpoint-every", type=float, default=30.0, show_default=True, help="Seconds.")
 @click.option("--plan", "plan_only", is_flag=True, help="Print the plan and stop.")
+@device_option
 @json_option
 @with_session
 def train(session: Session, plan_only: bool, as_json: bool, **options: Any) -> None:  # noqa: ANN401

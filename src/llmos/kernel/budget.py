@@ -36,7 +36,7 @@ from llmos.kernel.pools import (
     mechanism_text,
     pool_query,
     reservation_query,
-    reserved_text,
+    reserved_mechanism,
 )
 from llmos.kernel.schema import budget_events, budget_pools, budget_reservations
 from llmos.kernel.store import Store, now
@@ -114,9 +114,8 @@ class Budget:
         """
         pool = get_pool(conn, dataset)
         _check_subject(pool, fingerprint, unit_column)
-        written = mechanism_text(mechanism)
         if (row := conn.execute(reservation_query(key)).first()) is not None:
-            if (row.dataset, reserved_text(conn, key)) != (dataset, written):
+            if (row.dataset, reserved_mechanism(conn, key)) != (dataset, mechanism):
                 raise LedgerConflict(f"{key} has reserved another mechanism or dataset before")
             return as_reservation(row)
         cost = pricing.cost(mechanism, pool.renyi_order)
@@ -124,7 +123,12 @@ class Budget:
             raise pricing.refusal(pool, mechanism, holding_keys(conn, dataset))
         conn.execute(
             insert(budget_reservations).values(
-                id=key, dataset=dataset, mechanism=written, cost=cost, steps_done=0, state="held"
+                id=key,
+                dataset=dataset,
+                mechanism=mechanism_text(mechanism),
+                cost=cost,
+                steps_done=0,
+                state="held",
             )
         )
         _move(conn, key, dataset, "reserve", mechanism, held=cost, spent=0)

@@ -1,32 +1,48 @@
-"""Durable jobs: rows in kernel.db, steps made durable by DBOS, one live process a job by lease."""
+"""Durable jobs: rows in kernel.db, steps made durable by DBOS, one live process a job by lease.
+
+A step is at least once: its result is stored when it has returned, and a process that goes on with
+the job gets the stored results and begins with the first step that has none. Whether the process
+before it was killed, was stopped by Ctrl-C or failed makes no difference.
+"""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import secrets
+import signal
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final, cast
+from types import FrameType
+from typing import Any, Final
 
 import rfc8785
-from sqlalchemy import Connection, Row, insert, select, text, update
+from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy.exc import DBAPIError
 
-from llmos.errors import IntegrityError, JobBusy, JobError, UnknownJob
-from llmos.kernel import schema
+from llmos.errors import (
+    IntegrityError,
+    JobError,
+    JobInterrupted,
+    LlmosError,
+    StorageError,
+    UnknownJob,
+)
+from llmos.kernel import lease, schema
 from llmos.kernel.store import Store, now
 
 JsonObject = dict[str, Any]
 Step = Callable[["Job", Mapping[str, JsonObject]], JsonObject]
 
-_APPLICATION: Final = "llmos"
-_LEASE_SUFFIX: Final = ".lock"
 _SAFE_SERIALIZER: Final = "portable_json"
+_HINT: Final = "move it away: unfinished jobs then go on from their newest checkpoint"
+_BUSY_TIMEOUT_S: Final = 30.0  # as DBOS has it
+_one_at_a_time: Final = threading.Lock()  # DBOS is one per process
 
 
 class JobState(StrEnum):
@@ -117,15 +133,13 @@ class Jobs:
             return tuple(_job(row) for row in conn.execute(select(schema.jobs).order_by(*order)))
 
     def request_cancel(self, conn: Connection, job_id: str) -> Job:
-        """Ask a job to stop at its next step boundary; one that never ran is cancelled at once.
+        """Ask a job to stop at its next step boundary and return it as it was.
 
         Raises:
             UnknownJob: no job has this id.
             JobError: the job has ended already.
         """
-        job = self.job(job_id)
-        if job.state in (JobState.DONE, JobState.CANCELLED):
-            raise JobError(f"job {job_id} is {job.state} already")
+        job = self._unfinished(job_id)
         self._change(conn, job_id, cancel_requested=1)
         return job
 
@@ -139,192 +153,175 @@ class Jobs:
 
     def is_live(self, job_id: str) -> bool:
         """Tell whether a process holds this job's lease right now."""
-        try:
-            with self._lease(job_id):
-                return False
-        except JobBusy:
-            return True
+        return lease.is_held(self._home / "run", job_id)
 
     def run(
         self, job_id: str, steps: Mapping[str, Step], interrupt: threading.Event | None = None
     ) -> Job:
         """Run a job's steps in order to the end and return the job as it then stands.
 
-        A step that completed in an earlier process is not run again; one that was cut off is run
-        again from its start, so each step must be idempotent under the job's id. Ctrl-C sets
-        `interrupt`, which the steps poll, and waits for the running step to end by itself.
+        A step that completed in an earlier process is not run again; one that was cut off or
+        failed is run again from its start, so each step must be idempotent under the job's id.
+        The first Ctrl-C sets `interrupt`, which the steps poll; the second one breaks the step off.
 
         Raises:
             UnknownJob: no job has this id.
             JobError: the job has ended already.
             JobBusy: another live process runs it.
-            IntegrityError: the DBOS database holds values in a format that could run code.
+            IntegrityError: the DBOS database is damaged, or holds what could run code.
+            StorageError: the DBOS database cannot be written.
         """
-        with self._lease(job_id):
-            job = self.job(job_id)
-            if job.state in (JobState.DONE, JobState.CANCELLED):
-                raise JobError(f"job {job_id} is {job.state} already")
+        self._unfinished(job_id)  # before there is a lock file of this name
+        with (
+            lease.hold(self._home / "run", job_id),
+            _interrupts(interrupt or threading.Event()),
+        ):
+            job = self._unfinished(job_id)
             with self._store.transaction() as conn:
                 self._change(conn, job_id, state=JobState.RUNNING, error=None)
             try:
-                _run_durably(self._home / "jobs.db", job, steps, interrupt or threading.Event())
-            except BaseException as error:
-                with self._store.transaction() as conn:
+                _run_durably(self._home / "jobs.db", job, steps)
+            except JobInterrupted:
+                raise
+            except Exception as error:
+                with suppress(StorageError), self._store.transaction() as conn:
                     self._fail(conn, job_id, error)
                 raise
         return self.job(job_id)
 
-    def _fail(self, conn: Connection, job_id: str, error: BaseException) -> None:
-        state = conn.execute(
-            select(schema.jobs.c.state).where(schema.jobs.c.id == job_id)
-        ).scalar_one()
-        if state == JobState.RUNNING:
-            self._change(
-                conn, job_id, state=JobState.FAILED, error=f"{type(error).__name__}: {error}"
-            )
+    def _unfinished(self, job_id: str) -> Job:
+        job = self.job(job_id)
+        if job.state in (JobState.DONE, JobState.CANCELLED):
+            raise JobError(f"job {job_id} is {job.state} already")
+        return job
+
+    def _fail(self, conn: Connection, job_id: str, error: Exception) -> None:
+        """Keep why a job failed; only our own texts, since others' could quote the data."""
+        name = type(error).__name__
+        text = f"{name}: {error}" if isinstance(error, LlmosError) else name
+        state = select(schema.jobs.c.state).where(schema.jobs.c.id == job_id)
+        if conn.execute(state).scalar_one() == JobState.RUNNING:  # its step may have ended it
+            self._change(conn, job_id, state=JobState.FAILED, error=text)
 
     def _change(self, conn: Connection, job_id: str, **values: object) -> None:
         conn.execute(
             update(schema.jobs).where(schema.jobs.c.id == job_id).values(**values, updated_at=now())
         )
 
-    @contextmanager
-    def _lease(self, job_id: str) -> Iterator[None]:
-        """Hold the job's lock file; the kernel of the machine releases it when the process dies."""
-        folder = self._home / "run"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        descriptor = os.open(folder / (job_id + _LEASE_SUFFIX), os.O_CREAT | os.O_RDWR, 0o600)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise JobBusy(
-                    f"job {job_id} is being run by another process",
-                    hint=f"follow it with `llmos jobs show {job_id}`",
-                ) from None
-            yield
-        finally:
-            os.close(descriptor)
+
+@contextmanager
+def _interrupts(interrupt: threading.Event) -> Iterator[None]:
+    """Let the first Ctrl-C of the block set `interrupt` instead of raising KeyboardInterrupt."""
+    raising = signal.default_int_handler
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not raising:
+        yield  # someone else decides what Ctrl-C does
+        return
+
+    def on_interrupt(_number: int, _frame: FrameType | None) -> None:
+        interrupt.set()
+        signal.signal(signal.SIGINT, raising)
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, raising)
 
 
-@dataclass(slots=True)
-class _Running:
-    """What DBOS calls back into; DBOS functions are global, so one job runs per process."""
+class _StepFailed(BaseException):
+    """Carries a step's error past DBOS, which would store the text of any `Exception`."""
 
-    job: Job
-    steps: Mapping[str, Step]
-    error: BaseException | None = None
-
-
-_slot = threading.Lock()
-_running: list[_Running] = []
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
 
 
-def _run_durably(
-    database: Path, job: Job, steps: Mapping[str, Step], interrupt: threading.Event
-) -> None:
-    """Run the steps as one DBOS workflow; a failed attempt is followed by a fresh one."""
+def _run_durably(database: Path, job: Job, steps: Mapping[str, Step]) -> None:
+    """Run the steps that have no stored result yet as one DBOS workflow in this thread."""
     from dbos import DBOS, DBOSPortableJSONSerializer, SetWorkflowID  # noqa: PLC0415 - 0.8 s
 
-    _refuse_unsafe_values(database)
-    with _slot:
-        running = _Running(job, steps)
-        _running.append(running)
-        DBOS(
-            config={
-                "name": _APPLICATION,
-                "system_database_url": f"sqlite:///{database}",
-                # Recovery looks for workflows of this executor only: never another job's.
-                "executor_id": job.id,
-                "application_version": "1",
-                "run_admin_server": False,
-                "log_level": "CRITICAL",
-                "serializer": DBOSPortableJSONSerializer(),
-                "notification_listener_polling_interval_sec": 0.2,
-            }
-        )
+    def run_step(name: str, results: Mapping[str, JsonObject]) -> JsonObject:
         try:
-            workflow = _registered_workflow()
+            return steps[name](job, results)
+        except Exception as error:
+            raise _StepFailed(error) from error
+
+    def run_job(results: dict[str, JsonObject]) -> None:
+        for name in steps:
+            if name not in results:
+                results[name] = DBOS.run_step({"name": name}, run_step, name, results)
+
+    _make_safe(database)
+    with _one_at_a_time:
+        try:
+            workflow = DBOS.workflow(name="llmos.job")(run_job)
+            DBOS(
+                config={
+                    "name": "llmos",
+                    "system_database_url": f"sqlite:///{database}",
+                    # DBOS itself recovers only what its executor left behind; this one never was,
+                    # so that no background thread runs a step of this or of another job.
+                    "executor_id": f"{job.id}.{secrets.token_hex(8)}",
+                    "application_version": "1",
+                    "run_admin_server": False,
+                    "log_level": "CRITICAL",
+                    "serializer": DBOSPortableJSONSerializer(),
+                }
+            )
             DBOS.launch()
-            database.chmod(0o600)
-            attempt = 0
-            while (status := DBOS.get_workflow_status(f"{job.id}.{attempt}")) is not None and (
-                status.status not in ("PENDING", "ENQUEUED")
-            ):
-                attempt += 1
+            attempt, results = _attempts(DBOS, job.id)
             with SetWorkflowID(f"{job.id}.{attempt}"):
-                handle = DBOS.start_workflow(workflow, list(steps))
-            try:
-                handle.get_result(polling_interval_sec=0.1)
-            except KeyboardInterrupt:
-                interrupt.set()
-                handle.get_result(polling_interval_sec=0.1)
-            if running.error is not None:
-                raise running.error
+                workflow(results)
+        except _StepFailed as stopped:
+            raise stopped.error  # noqa: B904 - its own cause says more
+        except DBAPIError as error:
+            raise StorageError(f"{database} cannot be used: {error.orig}") from error
         finally:
-            DBOS.destroy()
-            _running.clear()
+            DBOS.destroy(destroy_registry=True)
 
 
-_workflow: list[Callable[[list[str]], Any]] = []
+def _attempts(dbos: Any, job_id: str) -> tuple[int, dict[str, JsonObject]]:  # noqa: ANN401
+    """Return how often a job was run so far, and the results of the steps that completed."""
+    attempt, results = 0, {}
+    while dbos.get_workflow_status(f"{job_id}.{attempt}") is not None:
+        for step in dbos.list_workflow_steps(f"{job_id}.{attempt}"):
+            results[step["function_name"]] = step["output"]
+        attempt += 1
+    return attempt, results
 
 
-def _registered_workflow() -> Callable[[list[str]], Any]:
-    """Register the one workflow function once per process and return it."""
-    from dbos import DBOS  # noqa: PLC0415 - 0.8 s
+def _make_safe(database: Path) -> None:
+    """Create the DBOS database for its owner only, or refuse one whose reading could run code.
 
-    if not _workflow:
-
-        @DBOS.workflow(name="llmos.job", max_recovery_attempts=1000)  # type: ignore[untyped-decorator]
-        def run_job(names: list[str]) -> JsonObject:
-            results: dict[str, JsonObject] = {}
-            for name in names:
-                results[name] = DBOS.run_step({"name": name}, _run_step, name, results)
-                if results[name].get("failed"):
-                    break
-            return results
-
-        _workflow.append(cast("Callable[[list[str]], Any]", run_job))
-    return _workflow[0]
-
-
-def _run_step(name: str, results: Mapping[str, JsonObject]) -> JsonObject:
-    """Run one step; its exception stays in memory, since stored exceptions would be pickled."""
-    running = _running[0]
+    DBOS unpickles a value that is marked as pickled. A trigger or view, of which DBOS makes none,
+    could produce one after this check.
+    """
     try:
-        return running.steps[name](running.job, results)
-    except BaseException as error:  # noqa: BLE001 - handed to the caller of `run`, not swallowed
-        running.error = error
-        return {"failed": type(error).__name__}
+        os.close(os.open(database, os.O_RDWR | os.O_CREAT, 0o600))
+        with closing(sqlite3.connect(database, timeout=_BUSY_TIMEOUT_S)) as conn:
+            unsafe = _unsafe_values(conn)
+    except OSError as error:
+        raise StorageError.of(error, str(database)) from error
+    except sqlite3.DatabaseError as error:
+        raise StorageError(f"{database} cannot be read: {error}", hint=_HINT) from error
+    if unsafe:
+        raise IntegrityError(f"{database} holds what is not plain JSON: {unsafe}", hint=_HINT)
 
 
-def _refuse_unsafe_values(database: Path) -> None:
-    """Refuse a DBOS database with pickled values: reading one would run whatever it holds."""
-    if not database.exists():
-        return
-    from sqlalchemy import create_engine  # noqa: PLC0415 - a database that is not the kernel's
-
-    engine = create_engine(f"sqlite:///{database}")
-    try:
-        with engine.connect() as conn:
-            tables = conn.execute(
-                text(
-                    "SELECT m.name FROM sqlite_master m JOIN pragma_table_info(m.name) c "
-                    "WHERE m.type = 'table' AND c.name = 'serialization'"
-                )
-            ).scalars()
-            for table in list(tables):
-                unsafe = conn.execute(
-                    text(
-                        f'SELECT count(*) FROM "{table}" '  # noqa: S608 - a name from the schema
-                        "WHERE serialization IS NOT NULL AND serialization != :safe"
-                    ),
-                    {"safe": _SAFE_SERIALIZER},
-                ).scalar_one()
-                if unsafe:
-                    raise IntegrityError(
-                        f"{database.name}: {unsafe} values in {table} are not plain JSON",
-                        hint="the job database was changed from outside; restore it from a backup",
-                    )
-    finally:
-        engine.dispose()
+def _unsafe_values(conn: sqlite3.Connection) -> str:
+    """Name the first trigger, view or table with a value that is not plain JSON, or nothing."""
+    active = conn.execute("SELECT name FROM sqlite_master WHERE type IN ('trigger', 'view')")
+    if found := active.fetchone():
+        return str(found[0])
+    tables = conn.execute(
+        "SELECT m.name FROM sqlite_master m JOIN pragma_table_info(m.name) c "
+        "WHERE c.name = 'serialization' AND m.type = 'table'"
+    )
+    for (table,) in tables.fetchall():
+        quoted = table.replace('"', '""')
+        where = "WHERE serialization IS NOT NULL AND serialization != ?"
+        query = f'SELECT 1 FROM "{quoted}" {where}'  # noqa: S608 - quoted
+        if conn.execute(query, (_SAFE_SERIALIZER,)).fetchone():
+            return str(table)
+    return ""

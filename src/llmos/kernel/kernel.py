@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
 import rfc8785
-from sqlalchemy import insert, select
+from sqlalchemy import MetaData, insert, select
 
 from llmos.config import Config
 from llmos.crypto import keys
 from llmos.crypto.notes import NoteKey
-from llmos.errors import ConfigError, HomeExists, HomeMissing, IntegrityError, WrongPassphrase
+from llmos.errors import (
+    ConfigError,
+    HomeExists,
+    HomeMissing,
+    IntegrityError,
+    StorageError,
+    TamperedObject,
+    WrongPassphrase,
+)
 from llmos.kernel import schema
 from llmos.kernel.auditlog import AuditLog
 from llmos.kernel.budget import Budget
 from llmos.kernel.identity import Identity, Principal, Role
 from llmos.kernel.jobs import Jobs
 from llmos.kernel.monitor import Monitor
-from llmos.kernel.policy import Policy
+from llmos.kernel.policy import DEFAULTS, Policy
 from llmos.kernel.store import Store, now
 from llmos.kernel.vault import Vault
 
@@ -68,53 +77,26 @@ def create(config: Config, *, passphrase: str | None = None) -> Kernel:
 
     Raises:
         HomeExists: there is a home, or another non-empty folder, at this place.
+        StorageError: the place cannot be written.
+        WrongPassphrase: the passphrase is empty, or `key_file` names a file that is no key file.
     """
-    home = config.home
-    if home.exists() and (not home.is_dir() or any(home.iterdir())):
-        raise HomeExists(
-            f"{home} exists and is not empty",
-            hint="choose another place with --home, or use the home that is there",
-        )
-    building = home.with_name(f".{home.name}.{secrets.token_hex(4)}")
-    building.mkdir(mode=0o700, parents=True)
-    _write_root(building, config, passphrase)
-    for folder in ("objects", "models", "reports", "run", "policy"):
-        (building / folder).mkdir(mode=0o700)
-    for policy in resources.files("llmos.kernel").joinpath("policies").iterdir():
-        _write(building / "policy" / policy.name, policy.read_bytes())
-    draft = config.model_copy(update={"home": building})
-    root_key = _root_key(draft, passphrase)
-    stores = _open_stores(draft)
-    home_id = secrets.token_hex(8)
-    vault = Vault(building, stores[1], root_key)
-    for name in (_CERTIFICATE_KEY, _LOG_KEY):
-        vault.seal_secret(name, os.urandom(32))
-    vault.seal_secret(_PEPPER, os.urandom(32))
-    with stores[0].transaction() as conn:
-        conn.execute(insert(schema.settings).values(name="home_id", value=home_id))
-    kernel = _assemble(draft, stores, vault)
-    with kernel.store.transaction() as conn:
-        admin = kernel.identity.add_principal(
-            conn, config.principal, frozenset({Role.ADMINISTRATOR})
-        )
-        kernel.auditlog.append(
-            conn,
-            {
-                "v": 1,
-                "at": now(),
-                "actor": admin.name,
-                "action": "init",
-                "resource": f"Home::{home_id}",
-                "outcome": "done",
-                "details": {"public_keys": kernel.public_keys},
-            },
-        )
-    _write(building / "home.pub", kernel.public_keys.encode(), mode=0o644)
-    for store in stores:
-        store.close()
-    with suppress(FileNotFoundError):
-        home.rmdir()
-    building.rename(home)
+    place = config.home.resolve()
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise _home_exists(config.home)
+    building = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
+    try:
+        with ExitStack() as undo:
+            building.mkdir(mode=0o700, parents=True)
+            undo.callback(shutil.rmtree, building)
+            root_key = _make_root(building, config, passphrase, undo)
+            _build(config.model_copy(update={"home": building}), root_key)
+            building.rename(place)
+            undo.pop_all()  # the home is there
+        keys.sync_directory(place.parent)
+    except OSError as error:
+        if error.errno in {errno.ENOTEMPTY, errno.EEXIST}:
+            raise _home_exists(config.home) from error
+        raise StorageError.of(error, f"the home {config.home}") from error
     return open_kernel(config, passphrase=passphrase)
 
 
@@ -130,20 +112,63 @@ def open_kernel(
         HomeMissing: there is no home at this place.
         WrongPassphrase: the key file or passphrase does not open it.
         TamperedLog: the log's newest checkpoint and its rows do not agree.
+        IntegrityError: root.json or another part of the home is not what was written.
     """
-    if not (config.home / _ROOT_DESCRIPTION).exists():
-        raise HomeMissing(
-            f"there is no home at {config.home}", hint=f"make one: llmos --home {config.home} init"
-        )
     root_key = _root_key(config, passphrase, ask_passphrase)
-    stores = _open_stores(config)
-    kernel = _assemble(config, stores, Vault(config.home, stores[1], root_key))
-    kernel.auditlog.check()
+    with ExitStack() as opened:
+        kernel = _assemble(config, _open_stores(config, opened), root_key)
+        kernel.auditlog.check()
+        opened.pop_all()
     return kernel
 
 
-def _assemble(config: Config, stores: tuple[Store, Store], vault: Vault) -> Kernel:
-    store = stores[0]
+def _build(config: Config, root_key: bytes) -> None:
+    """Fill a new home, whose root key is there already, with all else."""
+    home = config.home
+    for folder in ("objects", "models", "reports", "run", "policy"):
+        (home / folder).mkdir(mode=0o700)
+    for policy in DEFAULTS.iterdir():
+        _write(home / "policy" / policy.name, policy.read_bytes())
+    home_id = secrets.token_hex(8)
+    with ExitStack() as opened:
+        store, keys_store = _open_stores(config, opened)
+        vault = Vault(home, keys_store, root_key)
+        for name in (_CERTIFICATE_KEY, _LOG_KEY, _PEPPER):
+            vault.seal_secret(name, secrets.token_bytes(keys.KEY_BYTES))
+        with store.transaction() as conn:
+            conn.execute(insert(schema.settings).values(name="home_id", value=home_id))
+        kernel = _assemble(config, (store, keys_store), root_key)
+        with store.transaction() as conn:
+            admin = kernel.identity.add_principal(
+                conn, config.principal, frozenset({Role.ADMINISTRATOR})
+            )
+            kernel.auditlog.append(
+                conn,
+                {
+                    "v": 1,
+                    "at": now(),
+                    "actor": admin.name,
+                    "action": "init",
+                    "resource": f"Home::{home_id}",
+                    "outcome": "done",
+                    "details": {"public_keys": kernel.public_keys},
+                },
+            )
+        _write(home / "home.pub", kernel.public_keys.encode())
+    for folder in ("policy", "."):
+        keys.sync_directory(home / folder)
+
+
+def _assemble(config: Config, stores: tuple[Store, Store], root_key: bytes) -> Kernel:
+    store, keys_store = stores
+    vault = Vault(config.home, keys_store, root_key)
+    try:
+        certificate_seed = vault.secret(_CERTIFICATE_KEY)
+    except TamperedObject as error:
+        raise WrongPassphrase(
+            "the root key does not open keys.db",
+            hint="name this home's own key file with LLMOS_KEY_FILE, or restore keys.db",
+        ) from error
     with store.read() as conn:
         home_id = conn.execute(
             select(schema.settings.c.value).where(schema.settings.c.name == "home_id")
@@ -151,7 +176,6 @@ def _assemble(config: Config, stores: tuple[Store, Store], vault: Vault) -> Kern
     if home_id is None:
         raise IntegrityError("kernel.db does not name its home", hint="restore it from a backup")
     origin = f"llmos.local/{home_id}"
-    certificate_key = NoteKey(f"{origin}/certificates", vault.secret(_CERTIFICATE_KEY))
     auditlog = AuditLog(store, NoteKey(origin, vault.secret(_LOG_KEY)))
     policy = Policy.load(config.home / "policy")
     budget = Budget(store)
@@ -166,41 +190,45 @@ def _assemble(config: Config, stores: tuple[Store, Store], vault: Vault) -> Kern
         auditlog=auditlog,
         monitor=Monitor(store, policy, budget, auditlog),
         jobs=Jobs(store, config.home),
-        certificate_key=certificate_key,
+        certificate_key=NoteKey(f"{origin}/certificates", certificate_seed),
     )
 
 
-def _open_stores(config: Config) -> tuple[Store, Store]:
-    busy_timeout_s = config.busy_timeout_s
-    return (
-        Store.open(config.home / "kernel.db", schema.KERNEL, busy_timeout_s=busy_timeout_s),
-        Store.open(config.home / "keys.db", schema.KEYS, busy_timeout_s=busy_timeout_s),
-    )
+def _open_stores(config: Config, opened: ExitStack) -> tuple[Store, Store]:
+    """Open both databases; `opened` closes them."""
+
+    def open_store(name: str, metadata: MetaData) -> Store:
+        path = config.home / name
+        store = Store.open(path, metadata, busy_timeout_s=config.busy_timeout_s)
+        opened.callback(store.close)
+        return store
+
+    return open_store("kernel.db", schema.KERNEL), open_store("keys.db", schema.KEYS)
 
 
-def _write_root(building: Path, config: Config, passphrase: str | None) -> None:
-    """Write how the root key is opened: sealed under a passphrase, or kept in a key file."""
-    description: dict[str, Any]
+def _make_root(building: Path, config: Config, passphrase: str | None, undo: ExitStack) -> bytes:
+    """Make the root key and write how it is opened: by a passphrase, or from a key file."""
+    description: dict[str, Any] = {"v": 1, "provider": "key-file"}
     if passphrase is not None:
-        description = {
-            "provider": "passphrase",
-            "sealed": keys.seal_with_passphrase(os.urandom(32), passphrase),
-        }
-    elif config.key_file is not None:
-        if not config.key_file.exists():
-            keys.create_key_file(config.key_file)
-        description = {"provider": "key-file"}
+        root_key = keys.generate_key()
+        description["provider"] = "passphrase"
+        description["sealed"] = keys.seal_with_passphrase(root_key, passphrase)
+    elif config.key_file is None:
+        root_key = keys.create_key_file(building / "root.key")
+    elif config.key_file.exists():
+        root_key = keys.read_key_file(config.key_file)
     else:
-        keys.create_key_file(building / "root.key")
-        description = {"provider": "key-file"}
-    _write(building / _ROOT_DESCRIPTION, rfc8785.dumps({"v": 1, **description}))
+        root_key = keys.create_key_file(config.key_file)
+        undo.callback(config.key_file.unlink)
+    _write(building / _ROOT_DESCRIPTION, rfc8785.dumps(description))
+    return root_key
 
 
 def _root_key(
-    config: Config, passphrase: str | None, ask_passphrase: Callable[[], str] | None = None
+    config: Config, passphrase: str | None, ask_passphrase: Callable[[], str] | None
 ) -> bytes:
-    description = json.loads((config.home / _ROOT_DESCRIPTION).read_bytes())
-    if description["provider"] == "key-file":
+    sealed = _sealed_root_key(config.home)
+    if sealed is None:
         return keys.read_key_file(config.key_file or config.home / "root.key")
     if passphrase is None:
         passphrase = _configured_passphrase(config)
@@ -211,7 +239,28 @@ def _root_key(
             "this home is opened by a passphrase and none was given",
             hint="set LLMOS_PASSPHRASE_FILE to a file that holds it, or run in a terminal",
         )
-    return keys.open_with_passphrase(description["sealed"], passphrase)
+    return keys.open_with_passphrase(sealed, passphrase)
+
+
+def _sealed_root_key(home: Path) -> dict[str, object] | None:
+    """Read root.json: the root key as a passphrase sealed it, or None where a key file has it."""
+    path = home / _ROOT_DESCRIPTION
+    try:
+        description = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise HomeMissing(
+            f"there is no home at {home}", hint=f"make one: llmos --home {home} init"
+        ) from error
+    except OSError as error:
+        raise StorageError.of(error, str(path)) from error
+    except ValueError:
+        description = None
+    match description:
+        case {"v": 1, "provider": "key-file"}:
+            return None
+        case {"v": 1, "provider": "passphrase", "sealed": dict(sealed)}:
+            return sealed
+    raise IntegrityError(f"{path} is damaged", hint="restore it from a backup")
 
 
 def _configured_passphrase(config: Config) -> str | None:
@@ -221,12 +270,19 @@ def _configured_passphrase(config: Config) -> str | None:
         return None
     try:
         return config.passphrase_file.read_text().splitlines()[0]
-    except (OSError, IndexError) as error:
+    except (OSError, ValueError, IndexError) as error:
         raise ConfigError(f"{config.passphrase_file} holds no passphrase") from error
 
 
-def _write(path: Path, content: bytes, *, mode: int = 0o600) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+def _home_exists(home: Path) -> HomeExists:
+    return HomeExists(
+        f"{home} exists and is not empty",
+        hint="choose another place with --home, or use the home that is there",
+    )
+
+
+def _write(path: Path, content: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
         file.flush()

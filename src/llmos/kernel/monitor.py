@@ -162,7 +162,6 @@ class Grant:
     def close(self) -> None:
         """End the grant; nothing can be opened or changed with it any more."""
         self._alive = False
-        self._objects.clear()
 
     def _transaction(self, conn: Connection | None) -> AbstractContextManager[Connection]:
         return self._store.transaction() if conn is None else nullcontext(conn)

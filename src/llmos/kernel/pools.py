@@ -156,10 +156,11 @@ def get_held(conn: Connection, key: str) -> Reservation:
     return reservation
 
 
-def reserved_text(conn: Connection, key: str) -> str:
+def reserved_mechanism(conn: Connection, key: str) -> Mechanism:
     """Return the mechanism as it was reserved; after a commit the row holds what was run."""
     reserved = (budget_events.c.reservation == key) & (budget_events.c.kind == "reserve")
-    return str(conn.execute(select(budget_events.c.mechanism).where(reserved)).scalar_one())
+    text = conn.execute(select(budget_events.c.mechanism).where(reserved)).scalar_one()
+    return mechanism_from_dict(json.loads(text))
 
 
 def holding_keys(conn: Connection, dataset: str) -> tuple[str, ...]:
@@ -169,5 +170,5 @@ def holding_keys(conn: Connection, dataset: str) -> tuple[str, ...]:
 
 
 def mechanism_text(mechanism: Mechanism) -> str:
-    """Write a mechanism as canonical JSON, so that equal mechanisms have equal texts."""
+    """Write a mechanism as canonical JSON (RFC 8785); equal mechanisms have equal texts."""
     return rfc8785.dumps(mechanism_to_dict(mechanism)).decode()

@@ -75,7 +75,7 @@ class EventStream(StreamingResponse):
             async with aclosing(self._events):
                 await super().__call__(scope, receive, send)
         finally:
-            pass
+            await _close(self._answer)
 
 
 async def _whole(answer: chat.Answer, request: Request) -> Response:

@@ -119,4 +119,4 @@ def usable_models(who: Principal, parts: Parts) -> list[ModelEntry]:
 
 
 def _reason(last: Piece | None) -> FinishReason | str:
-    return last.finish_reason if last and last.finish_reason else "cancelled"
+    return last.finish_reason if last and last.finish_reason else "unfinished"

@@ -99,8 +99,8 @@ def run(request: ImportRequest, who: Principal, parts: Parts) -> DatasetCard:
         classification=request.classification,
         purposes=request.purposes,
         total=PrivacyLoss(
-            epsilon=check_epsilon(request.epsilon),
-            delta=check_delta(request.delta),
+            epsilon=check_epsilon(float(request.epsilon)),
+            delta=check_delta(float(request.delta)),
             unit=PrivacyUnit(request.columns.unit),
         ),
         holdout_fraction=request.holdout_fraction,

@@ -40,7 +40,7 @@ def test_a_broken_entry_point_is_an_error_and_not_a_gap(
     value: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     point = EntryPoint("other", value, base.ENTRY_POINT_GROUP)
-    monkeypatch.setattr(base, "entry_points", lambda group: [point])
+    monkeypatch.setattr(base, "entry_points", lambda **_: [point])
     with pytest.raises(EngineError, match=message):
         discover()
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import fcntl
 import logging
+import os
 import re
 import sqlite3
 import subprocess
@@ -10,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.script import ScriptDirectory
@@ -26,11 +29,12 @@ from pathlib import Path
 from sqlalchemy import insert, select, update
 from llmos.kernel import schema
 from llmos.kernel.store import Store
+print("ready", flush=True)
+sys.stdin.readline()
 store = Store.open(Path(sys.argv[1]), schema.KERNEL)
 counter = schema.settings.c.name == "counter"
 """
 COUNT = """
-sys.stdin.readline()
 for _ in range(int(sys.argv[2])):
     with store.transaction() as conn:
         value = conn.execute(select(schema.settings.c.value).where(counter)).scalar_one()
@@ -59,6 +63,17 @@ def process(script: str, *arguments: object) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def go(*workers: subprocess.Popen[str]) -> None:
+    """Let processes that have loaded everything begin at one moment."""
+    for worker in workers:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "ready\n"
+    for worker in workers:
+        assert worker.stdin is not None
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
 
 
 def put(store: Store, name: str, value: str = "") -> None:
@@ -133,6 +148,7 @@ def test_only_the_owner_can_read_the_files(store: Store) -> None:
 def test_opening_again_keeps_everything_and_does_not_load_alembic(store: Store) -> None:
     put(store, "kept")
     reopened = process(OPEN + "print('alembic' in sys.modules)", store.path)
+    go(reopened)
     assert reopened.communicate() == ("False\n", "")
     store.migrate()
     assert names(store) == ["kept"]
@@ -210,8 +226,8 @@ def test_reading_cannot_write_and_writing_can_afterwards(store: Store) -> None:
 def test_processes_wait_for_each_other_and_none_fails(store: Store) -> None:
     put(store, "counter", "0")
     workers = [process(OPEN + COUNT, store.path, 60) for _ in range(4)]
-    results = [worker.communicate("go\n") for worker in workers]
-    assert results == [("", "")] * 4
+    go(*workers)
+    assert [worker.communicate() for worker in workers] == [("", "")] * 4
     with store.read() as conn:
         assert conn.execute(select(schema.settings.c.value)).scalar_one() == "240"
 
@@ -221,13 +237,44 @@ def test_processes_make_a_new_database_together(tmp_path: Path) -> None:
     put_own = "with store.transaction() as conn:\n"
     put_own += "    conn.execute(insert(schema.settings).values(name=sys.argv[2], value=''))\n"
     workers = [process(OPEN + put_own, path, number) for number in range(5)]
+    go(*workers)
     assert [worker.communicate() for worker in workers] == [("", "")] * 5
     with closing(Store.open(path, schema.KERNEL)) as store:
         assert sorted(names(store)) == ["0", "1", "2", "3", "4"]
 
 
+def test_the_schema_is_looked_at_and_changed_under_the_folders_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+
+    def is_locked() -> bool:
+        descriptor = os.open(tmp_path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+    for name in ("_is_current", "transaction"):
+        original = getattr(Store, name)
+
+        def watched(store: Store, name: str = name, original: Any = original) -> Any:
+            assert is_locked()
+            looked.append(name)
+            return original(store)
+
+        monkeypatch.setattr(Store, name, watched)
+    Store.open(tmp_path / "kernel.db", schema.KERNEL).close()
+    assert looked == ["_is_current", "transaction"]
+    assert not is_locked()
+
+
 def test_a_killed_process_leaves_no_half_transaction_and_no_lock(store: Store) -> None:
     worker = process(OPEN + HANG, store.path)
+    go(worker)
     assert worker.stdout is not None
     assert worker.stdout.readline() == "written\n"
     worker.kill()
@@ -308,6 +355,8 @@ def test_names_with_signs_are_only_names(tmp_path: Path) -> None:
 def test_a_destroyed_key_leaves_the_disk(tmp_path: Path) -> None:
     secret = bytes(range(65, 97)) * 2
     with closing(Store.open(tmp_path / "keys.db", schema.KEYS)) as keys:
+        with keys.read() as conn:  # some builds of SQLite have it on without being asked
+            assert conn.exec_driver_sql("PRAGMA secure_delete").scalar_one() == 1
         with keys.transaction() as conn:
             conn.execute(insert(schema.sealed_secrets).values(name="a", sealed=secret))
         on_disk = b"".join(file.read_bytes() for file in tmp_path.iterdir())

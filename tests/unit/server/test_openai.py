@@ -104,7 +104,34 @@ def test_an_answer_whose_client_left_before_it_began_is_closed(
     Sent.by(served[0], request(token), [body(stream=True)])
     records = served_home.records("chat")
     assert len(records) == before + 2
-    assert records[-1]["details"]["finish_reason"] == "cancelled"
+    assert records[-1]["details"]["finish_reason"] == "unfinished"
+
+
+def test_an_answer_whose_client_stops_reading_and_leaves_is_closed(
+    served: tuple[ASGIApp, Runtimes], token: str, served_home: ServedHome
+) -> None:
+    before = len(served_home.records("chat"))
+
+    async def scenario() -> None:
+        blocked, waiting = asyncio.Event(), [{"type": "http.request", "body": body(stream=True)}]
+
+        async def receive() -> Message:
+            if waiting:
+                return waiting.pop()
+            await blocked.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                blocked.set()
+                await asyncio.Event().wait()
+
+        await served[0](request(token), receive, send)
+
+    asyncio.run(scenario())
+    records = served_home.records("chat")
+    assert len(records) == before + 2
+    assert records[-1]["details"]["completion_tokens"] == 0
 
 
 def test_no_end_is_told_without_its_record(

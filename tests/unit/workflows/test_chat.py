@@ -65,7 +65,7 @@ def test_an_answer_that_nobody_reads_to_its_end_is_recorded_once(
     assert list(answer) == []
     records = served_home.records("chat")
     assert len(records) == before + 2
-    assert records[-1]["details"]["finish_reason"] == "cancelled"
+    assert records[-1]["details"]["finish_reason"] == "unfinished"
     assert records[-1]["details"]["completion_tokens"] == 1
 
 
@@ -74,7 +74,7 @@ def test_an_answer_that_was_never_begun_is_recorded_too(
 ) -> None:
     chat.run(REQUEST, developer, served_home.parts, runtimes).close()
     details = served_home.records("chat")[-1]["details"]
-    assert (details["completion_tokens"], details["finish_reason"]) == (0, "cancelled")
+    assert (details["completion_tokens"], details["finish_reason"]) == (0, "unfinished")
 
 
 def test_policy_decides_before_anything_is_loaded(served_home: ServedHome) -> None:

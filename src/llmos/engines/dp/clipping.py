@@ -9,15 +9,15 @@ float32 on the very tensors that are summed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.nn.functional import linear
 
-from llmos.engines.dp.kernels import Context, apply, gate_gradients, gated, product_dtype
+from llmos.engines.dp.kernels import Context, Scratch, apply, gate_gradients, gated, product_dtype
 from llmos.errors import SelfTestFailed
 from llmos.models.lora import LoraAdapter, LoRALinear
 
@@ -49,34 +49,46 @@ class _RecordedProduct(Function):
 
     @staticmethod
     def forward(
-        ctx: Context, root: Tensor, layer: LoRALinear, recorder: Recorder, *inputs: Tensor
+        ctx: Context, root: Tensor, layer: LoRALinear, product: RecordedProduct, *inputs: Tensor
     ) -> Tensor:
         del root  # requires grad, so that backward reaches the layer though its input may not
-        x = gated(*inputs) if len(inputs) == 2 else inputs[0]  # noqa: PLR2004 - gate and up
-        wide = product_dtype(x)
-        bias = None if layer.bias is None else layer.bias.to(wide)
-        u = linear(x.to(wide), layer.lora_a.to(wide))  # (R, T, rank)
-        y = linear(x.to(wide), layer.weight.to(wide), bias)  # (R, T, out)
-        y.flatten(0, 1).addmm_(u.flatten(0, 1), layer.lora_b.to(wide).T, alpha=layer.scaling)
-        ctx.save_for_backward(u, *inputs)
-        ctx.layer, ctx.recorder = layer, recorder
-        return y.to(x.dtype)
+        x = _input(inputs)
+        wide, scratch = product_dtype(x), product.scratch
+        rows = scratch.widen("x", x, wide).flatten(0, 1)  # (R * T, in)
+        u = rows @ layer.lora_a.to(wide).T  # (R * T, rank)
+        y = scratch.product("y", rows, scratch.widen("w", layer.weight, wide).T, x.dtype)
+        y.addmm_(u, layer.lora_b.to(wide).T, alpha=layer.scaling)  # (R * T, out)
+        if layer.bias is not None:
+            y.add_(layer.bias)
+        ctx.save_for_backward(u.view(*x.shape[:-1], -1), *inputs)
+        ctx.layer, ctx.product = layer, product
+        return y.to(x.dtype).view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Context, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         u, *inputs = ctx.saved_tensors
         layer: LoRALinear = ctx.layer
-        g = gradients[0].to(u.dtype)  # (R, T, out)
-        gu = (g @ layer.lora_b.to(u.dtype)).mul_(layer.scaling)  # (R, T, rank)
-        x = gated(*inputs) if len(inputs) == 2 else inputs[0]  # noqa: PLR2004 - gate and up
-        ctx.recorder.record(layer, x.to(u.dtype), u, g, gu)
+        product: RecordedProduct = ctx.product
+        wide, scratch = u.dtype, product.scratch
+        g = scratch.widen("y", gradients[0], wide)  # (R, T, out)
+        gu = (g @ layer.lora_b.to(wide)).mul_(layer.scaling)  # (R, T, rank)
+        x = _input(inputs)
+        product.recorder.record(layer, scratch.widen("x", x, wide), u, g, gu)
         if not any(ctx.needs_input_grad[3:]):
             return (None,) * (3 + len(inputs))
-        dx = g @ layer.weight.to(u.dtype)  # (R, T, in)
-        dx.flatten(0, 1).addmm_(gu.flatten(0, 1), layer.lora_a.to(u.dtype))
-        if len(inputs) == 1:
-            return None, None, None, dx.to(x.dtype)
-        return None, None, None, *gate_gradients(dx, *inputs)
+        weight = scratch.widen("w", layer.weight, wide)
+        dx = scratch.product("x", g.flatten(0, 1), weight, x.dtype)  # (R * T, in)
+        dx.addmm_(gu.flatten(0, 1), layer.lora_a.to(wide))
+        dx = dx.to(x.dtype).view(x.shape)
+        return None, None, None, *((dx,) if len(inputs) == 1 else gate_gradients(dx, *inputs))
+
+
+def _input(inputs: Sequence[Tensor]) -> Tensor:
+    """Return what the layer multiplies: x, or silu(gate) * up of two inputs."""
+    if len(inputs) == 1:
+        return inputs[0]
+    gate, up = inputs
+    return gated(gate, up)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,11 +96,12 @@ class RecordedProduct:
     """The `Product` that lets adapted layers record."""
 
     recorder: Recorder
+    scratch: Scratch
     root: Tensor = field(default_factory=lambda: torch.zeros((), requires_grad=True))
 
     def __call__(self, layer: LoRALinear, *inputs: Tensor) -> Tensor:
         """Multiply x (R, T, in), or silu(gate) * up of the same shape."""
-        result: Tensor = apply(_RecordedProduct, self.root, layer, self.recorder, *inputs)
+        result: Tensor = apply(_RecordedProduct, self.root, layer, self, *inputs)
         return result
 
 

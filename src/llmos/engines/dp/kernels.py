@@ -7,6 +7,7 @@ layer on a random input, the layer is left alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,6 +45,35 @@ def product_dtype(x: Tensor) -> torch.dtype:
     if x.dtype == torch.bfloat16 and x.device.type == "cpu" and _emulates_bfloat16():
         return torch.float32
     return x.dtype
+
+
+class Scratch:
+    """Reused memory for widened copies; fresh ones each time would leave the heap full of holes.
+
+    What lies under a name is valid until the name is used again.
+    """
+
+    def __init__(self) -> None:
+        """Start without memory; it grows to the largest size asked for."""
+        self._buffers: dict[str, Tensor] = {}
+
+    def widen(self, name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return `x` in `dtype`: itself if it has that dtype."""
+        return x if x.dtype == dtype else self._take(name, x.shape, x, dtype).copy_(x)
+
+    def product(self, name: str, a: Tensor, b: Tensor, final: torch.dtype) -> Tensor:
+        """Return a (n, k) times b (k, m): a fresh tensor if it has the `final` dtype already."""
+        if a.dtype == final:
+            return a @ b
+        return torch.mm(a, b, out=self._take(name, (len(a), b.shape[1]), a, a.dtype))
+
+    def _take(self, name: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
+        size = math.prod(shape)
+        buffer = self._buffers.get(name)
+        if buffer is None or len(buffer) < size or buffer.dtype != dtype:
+            buffer = torch.empty(size, dtype=dtype, device=like.device)
+            self._buffers[name] = buffer
+        return buffer[:size].view(shape)
 
 
 class _FrozenProduct(Function):

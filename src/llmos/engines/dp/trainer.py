@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llmos.engines.dp import checkpoint, prefix, selftest
 from llmos.engines.dp.clipping import RecordedProduct, Recorder, SummedGradients, UnitGradients
-from llmos.engines.dp.kernels import Fusion
+from llmos.engines.dp.kernels import Fusion, Scratch
 from llmos.engines.dp.loss import Batch, LanguageModel, collate, losses
 from llmos.engines.dp.noise import add_gaussian
 from llmos.engines.dp.optimizer import TrainingState, adamw, noise_variance
@@ -65,6 +65,7 @@ class Run:
     randomness: Randomness
     sampler: Sampler
     fusion: Fusion
+    scratch: Scratch
     cache: prefix.PrefixCache | None
 
 
@@ -184,6 +185,7 @@ def _prepare(
         randomness=randomness,
         sampler=sampler,
         fusion=fusion,
+        scratch=Scratch(),
         cache=cache,
     )
 
@@ -214,7 +216,7 @@ def _add_gradient(run: Run, microbatch: Microbatch, batch: Batch, total: Tensor)
 
 def _record(run: Run, microbatch: Microbatch, batch: Batch, recorder: Recorder) -> Tensor:
     """Run forward and backward once; the gradients go to `recorder`."""
-    with run.adapter.using(RecordedProduct(recorder)):
+    with run.adapter.using(RecordedProduct(recorder, run.scratch)):
         if run.cache is None:
             hidden = run.model.body(input_ids=batch.ids, use_cache=False).last_hidden_state
         else:
@@ -236,8 +238,9 @@ def _self_test(run: Run, draws: Sequence[Draw]) -> bool:
     try:
         units = UnitGradients(run.adapter, batch.unit_of_row, batch.units)
         with run.fusion.active():
-            _record(run, microbatch, batch, units)
-        selftest.compare(run.adapter, units.matrix(), [run.records[record] for record in chosen])
+            per_record = _record(run, microbatch, batch, units)
+        checked = [run.records[record] for record in chosen]
+        selftest.compare(run.adapter, units.matrix(), per_record, checked)
     finally:
         run.adapter.load_vector(weights)
     return True

@@ -26,13 +26,14 @@ def tiny_llama(dtype: torch.dtype = torch.float32, *, layers: int = 2) -> nn.Mod
         num_key_value_heads=2,
         head_dim=8,
         tie_word_embeddings=True,
+        attention_bias=True,
         use_cache=False,
     )
     torch.manual_seed(0)
     model: nn.Module = LlamaForCausalLM(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name:
+            if "norm" in name or "bias" in name:
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
             else:
                 parameter.mul_(5)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from tests.unit.engines.dp.conftest import MakeAdapter, make_records
 from torch import Tensor, nn
 
 from llmos.engines.dp.clipping import (
@@ -15,13 +16,12 @@ from llmos.engines.dp.clipping import (
     SummedGradients,
     UnitGradients,
 )
-from llmos.engines.dp.kernels import Fusion
+from llmos.engines.dp.kernels import Fusion, Scratch
 from llmos.engines.dp.loss import LanguageModel, collate, losses
 from llmos.engines.dp.sampling import Microbatch
-from llmos.engines.dp.selftest import reference_gradient
+from llmos.engines.dp.selftest import reference
 from llmos.errors import SelfTestFailed
 from llmos.models.lora import LoraAdapter
-from tests.unit.engines.dp.conftest import MakeAdapter, make_records
 
 CLIP_NORM = 0.3
 RECORDS = make_records([24, 12, 21, 5, 24, 9], [0, 1, 2, 3, 3, 0])
@@ -35,7 +35,7 @@ def record(
     parts = LanguageModel.of(adapter.model)
     microbatch = Microbatch(tuple(rows), tuple(units), len(set(units)))
     batch = collate(RECORDS, microbatch, "cpu")
-    with Fusion.of(parts.body).active(), adapter.using(RecordedProduct(recorder)):
+    with Fusion.of(parts.body).active(), adapter.using(RecordedProduct(recorder, Scratch())):
         hidden = parts.body(input_ids=batch.ids, use_cache=False).last_hidden_state
         objective, per_record = losses(parts, batch, hidden)
         objective.backward()  # type: ignore[no-untyped-call]
@@ -59,11 +59,11 @@ def loop(adapter: LoraAdapter) -> tuple[Tensor, Tensor]:
     gradients = []
     for unit in range(4):
         own = [r for r, u in zip(RECORDS, UNITS, strict=True) if u == unit]
-        rows = [reference_gradient(adapter, r).double() for r in own]
+        rows = [reference(adapter, r).gradient.double() for r in own]
         gradients.append(torch.stack(rows).mean(0))
     norms = torch.stack([gradient.norm() for gradient in gradients])
     factors = (CLIP_NORM / norms).clamp(max=1.0)
-    return norms, sum(f * g for f, g in zip(factors, gradients, strict=True))  # type: ignore[return-value]
+    return norms, sum(f * g for f, g in zip(factors, gradients, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_plain_sum_equals_the_loop(make_adapter: MakeAdapter) -> None:
     recorder = SummedGradients(adapter, total)
     record(adapter, recorder, range(6), range(6))
     recorder.check()
-    expected = sum(reference_gradient(adapter, r) for r in RECORDS)
+    expected = sum(reference(adapter, r).gradient for r in RECORDS)
     torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -145,7 +145,8 @@ def test_a_unit_without_a_finite_gradient_adds_nothing(
     assert all(poisoned not in RECORDS[row].ids for row in (0, 2, 3, 4, 5))
     expected, _ = clipped_sum(adapter, [0, 2, 3, 4, 5], [0, 1, 2, 2, 0])
     embedding = adapter.model.get_input_embeddings()  # type: ignore[operator]
-    untied = nn.Embedding.from_pretrained(embedding.weight.detach().clone())
+    untied = nn.Embedding(embedding.num_embeddings, embedding.embedding_dim)
+    untied.weight = nn.Parameter(embedding.weight.detach().clone(), requires_grad=False)
     untied.weight.data[poisoned] = value
     adapter.model.set_input_embeddings(untied)  # type: ignore[operator]
     total, clipped = clipped_sum(adapter)
@@ -186,9 +187,9 @@ def test_a_layer_that_is_skipped_or_repeated_is_refused(make_adapter: MakeAdapte
     blocks[0] = blocks[1]  # the second block runs twice, the first never
     with pytest.raises(SelfTestFailed, match="not used exactly once"):
         clipped_sum(adapter)
+    recorder = SummedGradients(adapter, torch.zeros_like(adapter.vector()))
+    record(adapter, recorder, [0], [0])
     with pytest.raises(SelfTestFailed, match="not used exactly once"):
-        recorder = SummedGradients(adapter, torch.zeros_like(adapter.vector()))
-        record(adapter, recorder, [0], [0])
         recorder.check()
     blocks[0] = first
     clipped_sum(adapter)
@@ -198,6 +199,6 @@ def test_the_adapter_multiplies_plainly_again_after_an_error(make_adapter: MakeA
     adapter = make_adapter()
     before = {id(layer.product) for layer in adapter.layers.values()}
     recorder = UnitGradients(adapter, torch.tensor([0]), 1)
-    with pytest.raises(IndexError), adapter.using(RecordedProduct(recorder)):
+    with pytest.raises(IndexError), adapter.using(RecordedProduct(recorder, Scratch())):
         RECORDS[99]
     assert {id(layer.product) for layer in adapter.layers.values()} == before

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.unit.engines.dp.conftest import MakeAdapter, tiny_llama
 from torch import Tensor, nn
 from torch.autograd import gradcheck
 
 from llmos.engines.dp import kernels
-from llmos.engines.dp.kernels import Fusion, apply, product_dtype
-from tests.unit.engines.dp.conftest import MakeAdapter, tiny_llama
+from llmos.engines.dp.kernels import Fusion, Scratch, apply, product_dtype
 
 IDS = torch.tensor([[5, 8, 13, 21, 34]])
 
@@ -93,3 +93,18 @@ def test_bfloat16_is_widened_only_where_it_is_emulated(monkeypatch: pytest.Monke
         assert product_dtype(x) is expected
         assert product_dtype(x.double()) is torch.float64
     kernels._emulates_bfloat16.cache_clear()
+
+
+def test_scratch_is_reused_and_never_given_away() -> None:
+    scratch = Scratch()
+    wide = scratch.widen("a", torch.ones(2, 3, dtype=torch.bfloat16), torch.float32)
+    narrow = scratch.widen("a", torch.zeros(4, dtype=torch.bfloat16), torch.float32)
+    assert narrow.data_ptr() == wide.data_ptr()
+    same = torch.ones(2)
+    assert scratch.widen("a", same, torch.float32) is same
+    a, b = torch.rand(2, 3), torch.rand(3, 4)
+    kept = scratch.product("p", a, b, torch.float32)
+    lent = scratch.product("p", a, b, torch.bfloat16)
+    again = scratch.product("p", a, b, torch.bfloat16)
+    assert lent.data_ptr() == again.data_ptr() != kept.data_ptr()
+    assert torch.equal(kept, lent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.unit.engines.dp.conftest import tiny_llama
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -12,7 +13,6 @@ from llmos.engines.dp.kernels import apply
 from llmos.engines.dp.loss import LanguageModel, collate
 from llmos.engines.dp.sampling import Microbatch, TrainingRecord
 from llmos.errors import UnsupportedModel
-from tests.unit.engines.dp.conftest import tiny_llama
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -33,7 +33,7 @@ def test_pieces_give_loss_and_gradient_of_the_whole(
     head_64 = nn.Linear(7, 20, bias=bias).double()
     head_64.load_state_dict({k: v.double() for k, v in head.state_dict().items()})
     expected = cross_entropy(head_64(exact), label, reduction="none")
-    (3 * (expected * weight).sum()).backward()
+    (3 * (expected * weight).sum()).backward()  # type: ignore[no-untyped-call]
     tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-5
     torch.testing.assert_close(per_label.double(), expected, rtol=tolerance, atol=tolerance)
     assert exact.grad is not None

@@ -54,7 +54,7 @@ def test_tail_is_there() -> None:
 def test_every_coordinate_gets_noise_of_its_own(count: int) -> None:
     draws = noise(count)
     assert bool((draws != 0).all())
-    assert draws.unique().numel() > 0.9 * count
+    assert len(set(draws.tolist())) > 0.9 * count
 
 
 def test_noise_is_added_and_not_written() -> None:

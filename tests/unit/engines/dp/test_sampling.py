@@ -30,7 +30,7 @@ def records(units: int, per_unit: int = 1) -> list[TrainingRecord]:
 
 
 def test_inclusion_counts_are_binomial() -> None:
-    """Each unit's count over 4,000 batches, and all batch sizes; false alarm 1e-9 each."""
+    """Each unit's count over 4,000 batches, all counts and all sizes; false alarm 1e-9 each."""
     batches, units, probability = 4000, 40, 0.1
     stream = Randomness.fresh().stream(Purpose.SAMPLING, 0)
     taken = np.zeros((batches, units))
@@ -40,6 +40,10 @@ def test_inclusion_counts_are_binomial() -> None:
     low, high = per_unit.ppf([FALSE_ALARM / 2 / units, 1 - FALSE_ALARM / 2 / units])
     assert low <= taken.sum(0).min()
     assert taken.sum(0).max() <= high
+    low, high = stats.binom(batches * units, probability).ppf(
+        [FALSE_ALARM / 2, 1 - FALSE_ALARM / 2]
+    )
+    assert low <= taken.sum() <= high
     sizes = taken.sum(1)
     spread = sizes.var() / (units * probability * (1 - probability))
     bounds = stats.norm.isf(FALSE_ALARM / 2) * np.sqrt(2.2 / batches)

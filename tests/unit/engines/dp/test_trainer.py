@@ -5,21 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from scipy import stats
+from tests.unit.engines.dp.conftest import MakeAdapter, make_records
 from torch import Tensor, nn
 
-from llmos.engines.dp import selftest, trainer
+from llmos.engines.dp import selftest
+from llmos.engines.dp.loss import losses
 from llmos.engines.dp.plan import AdamWSettings, DPPlan, GaussianClipping, Performance
 from llmos.engines.dp.randomness import Randomness, RandomnessSource
 from llmos.engines.dp.sampling import TrainingRecord
 from llmos.engines.dp.trainer import FitResult, StepReport, fit
 from llmos.errors import EngineError, SelfTestFailed
 from llmos.models.lora import LoraAdapter
-from tests.unit.engines.dp.conftest import MakeAdapter, make_records
 
 RECORDS = make_records([24, 12, 21, 5, 24, 9, 17, 30], [0, 1, 2, 3, 4, 0, 5, 0])
 PLAN = DPPlan(
@@ -142,13 +144,24 @@ def test_an_empty_batch_is_a_step_of_noise_alone(make_adapter: MakeAdapter) -> N
     assert bool((after != before).double().mean() > 0.99)  # every coordinate got noise
 
 
+def test_every_step_draws_noise_of_its_own(make_adapter: MakeAdapter) -> None:
+    settings = AdamWSettings(beta1=0.0, beta2=0.0, warmup=0.0, final_rate=1.0)
+    plan = replace(PLAN, expected_batch_units=1e-9, steps=3, optimizer=settings)
+    adapter = make_adapter()
+    weights = [adapter.vector()]
+    train(adapter, plan, on_step=lambda _: weights.append(adapter.vector()))
+    moves = torch.stack([after - before for before, after in pairwise(weights)])
+    bound = 6 / math.sqrt(moves.shape[1])  # six standard deviations of a correlation
+    assert (torch.corrcoef(moves) - torch.eye(3)).abs().max() < bound
+
+
 def test_training_without_privacy_learns(make_adapter: MakeAdapter) -> None:
     plan = replace(PLAN, privacy=None, steps=60, expected_batch_units=6)
     reports: list[StepReport] = []
     _, result = train(make_adapter(), plan, on_step=reports.append)
     assert result.mechanism_run is None
-    losses = [report.mean_loss for report in reports if report.mean_loss is not None]
-    assert losses[-1] < 0.7 * losses[0]
+    seen = [report.mean_loss for report in reports if report.mean_loss is not None]
+    assert seen[-1] < 0.7 * seen[0]
 
 
 def test_prefix_cache_changes_nothing_and_is_used(
@@ -174,13 +187,12 @@ def test_self_test_stops_a_wrong_engine_before_the_first_step(
 ) -> None:
     adapter = make_adapter()
     before = adapter.vector()
-    right = trainer.losses
 
     def wrong(*arguments: Any) -> tuple[Tensor, Tensor]:
-        objective, per_record = right(*arguments)
+        objective, per_record = losses(*arguments)
         return objective * 1.01, per_record
 
-    monkeypatch.setattr(trainer, "losses", wrong)
+    monkeypatch.setattr("llmos.engines.dp.trainer.losses", wrong)
     with pytest.raises(SelfTestFailed, match="ordinary autograd says"):
         train(adapter, replace(PLAN, expected_batch_units=6))
     assert torch.equal(adapter.vector(), before)
@@ -199,18 +211,10 @@ def _cap_logits(_model: nn.Module, _inputs: object, output: Any) -> Any:
     return output
 
 
-def test_first_update_has_to_move_finite_weights() -> None:
-    selftest.check_update(torch.zeros(3), torch.ones(3))
-    with pytest.raises(SelfTestFailed, match="changed no weight"):
-        selftest.check_update(torch.zeros(3), torch.zeros(3))
-    with pytest.raises(SelfTestFailed, match="not finite"):
-        selftest.check_update(torch.zeros(3), torch.tensor([0, 1, float("nan")]))
-
-
 def test_divergence_is_an_error(make_adapter: MakeAdapter) -> None:
-    settings = AdamWSettings(learning_rate=3e38, warmup=0.5)
+    settings = AdamWSettings(learning_rate=1e30, warmup=0.0)
     plan = replace(PLAN, privacy=None, optimizer=settings)
-    with pytest.raises((EngineError, SelfTestFailed)):
+    with pytest.raises(EngineError, match="diverged"):
         train(make_adapter(), plan)
 
 
@@ -242,26 +246,24 @@ def observe(adapter: LoraAdapter, records: Sequence[TrainingRecord], direction: 
 def test_many_runs_do_not_distinguish_better_than_promised(make_adapter: MakeAdapter) -> None:
     """Attack one noisy step with and without a unit, both through the whole engine.
 
-    The best attack on N(0, 1.5^2) against N(1, 1.5^2) has true and false positive rates
-    Phi((1 - t) / 1.5) and Phi(-t / 1.5). The 1 - 1e-6 Clopper-Pearson bounds on what was counted
-    must enclose them: below, the noise is too small (a broken promise); above, the unit is not
-    there. False alarm: 4e-6.
+    Along the unit's gradient and in units of the clip norm, the sum is promised to be N(1, 1.5^2)
+    with it and N(0, 1.5^2) without. The share of runs above mean + 1.5 is then Phi(-1); its
+    Clopper-Pearson bounds at 1 - 1e-6 must enclose that: with too little noise (a broken promise)
+    the share is too small, without the unit in the sum as well. False alarm: 4e-6.
     """
     adapter = make_adapter(layers=1, targets=("q_proj",), rank=1)
-    others, runs, threshold = RECORDS[1:3], 400, 0.5
+    others, runs = RECORDS[1:3], 300
     with_unit = [*others, replace(RECORDS[0], unit="x")]
-    gradient = selftest.reference_gradient(adapter, RECORDS[0])
+    gradient = selftest.reference(adapter, RECORDS[0]).gradient
     assert gradient.norm() > 0.02  # clipped, so its length in the sum is the clip norm
     direction = (gradient / gradient.norm()).double()
     middle = sum(
         float(g @ direction / max(1.0, float(g.norm()) / 1e-2)) / 1e-2
-        for g in (selftest.reference_gradient(adapter, record).double() for record in others)
+        for g in (selftest.reference(adapter, record).gradient.double() for record in others)
     )
     for records, mean in ((with_unit, 1.0), (others, 0.0)):
         seen = [observe(adapter, records, direction) - middle for _ in range(runs)]
-        hits = sum(value > threshold for value in seen)
+        hits = sum(value > mean + 1.5 for value in seen)
         low = stats.beta.ppf(1e-6, hits, runs - hits + 1)
         high = stats.beta.ppf(1 - 1e-6, hits + 1, runs - hits)
-        expected = stats.norm.sf((threshold - mean) / 1.5)
-        assert low <= expected <= high
-        assert math.isfinite(low)
+        assert low <= stats.norm.sf(1) <= high

@@ -1,0 +1,516 @@
+"""Jobs run in real processes that are really killed; `WORKER` is what such a process does."""
+
+from __future__ import annotations
+
+import base64
+import os
+import pickle  # noqa: TID251 - what an attacker would write
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmos.errors import (
+    DataError,
+    IntegrityError,
+    JobBusy,
+    JobError,
+    JobInterrupted,
+    StorageError,
+    StorageFull,
+    UnknownJob,
+)
+from llmos.kernel import schema
+from llmos.kernel.jobs import Job, Jobs, JobState, Step
+from llmos.kernel.store import Store
+
+Results = Mapping[str, dict[str, Any]]
+
+# Runs job argv[2] of home argv[1]. Each step writes a line to `trace`, step two also to standard
+# output; then it does what argv[3] says.
+WORKER = """
+import resource, signal, sys, threading
+from pathlib import Path
+from llmos.errors import JobInterrupted
+from llmos.kernel import schema
+from llmos.kernel.jobs import Jobs, JobState
+from llmos.kernel.store import Store
+
+home, job_id, behaviour = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+store = Store.open(home / "kernel.db", schema.KERNEL)
+jobs = Jobs(store, home)
+interrupt = threading.Event()
+
+def trace(line):
+    with (home / "trace").open("a") as file:
+        file.write(line + "\\n")
+
+def one(job, results):
+    trace(f"{job.id} one")
+    return {"from": "one", "count": 1}
+
+def two(job, results):
+    trace(f"{job.id} two after {sorted(results)}")
+    print("two", flush=True)
+    if behaviour == "wait":
+        sys.stdin.read()
+    elif behaviour == "poll":
+        assert interrupt.wait(60)
+        print("stopping", flush=True)
+        sys.stdin.readline()
+        raise JobInterrupted("stopped after step 2")
+    elif behaviour == "fail":
+        raise RuntimeError("Maria Lopez has asthma")
+    elif behaviour == "no-room":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+        return {}
+    with store.transaction() as conn:
+        jobs.finish(conn, job.id, JobState.DONE, {"count": results["one"]["count"] + 1})
+    return {}
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+jobs.run(job_id, {"one": one, "two": two}, interrupt)
+"""
+
+
+class Home:
+    """One home's jobs, and processes that run them."""
+
+    def __init__(self, folder: Path, store: Store) -> None:
+        self.folder = folder
+        self.store = store
+        self.jobs = Jobs(store, folder)
+
+    def submit(self, request: dict[str, Any] | None = None) -> str:
+        with self.store.transaction() as conn:
+            return self.jobs.submit(conn, "train", "erin", request or {"steps": 3})
+
+    def finish(self, job_id: str, state: JobState = JobState.DONE) -> None:
+        with self.store.transaction() as conn:
+            self.jobs.finish(conn, job_id, state, {"steps": 3})
+
+    def request_cancel(self, job_id: str) -> Job:
+        with self.store.transaction() as conn:
+            return self.jobs.request_cancel(conn, job_id)
+
+    def ending(self, job_id: str) -> Step:
+        """Return a step that ends the job."""
+
+        def end(_job: Job, _results: Results) -> dict[str, Any]:
+            self.finish(job_id)
+            return {}
+
+        return end
+
+    @contextmanager
+    def process(self, job_id: str, behaviour: str = "end") -> Iterator[subprocess.Popen[str]]:
+        """Start a process that runs a job and yield when it is in step two."""
+        with subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", WORKER, str(self.folder), job_id, behaviour],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "two\n", process.communicate()
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    def trace(self) -> list[str]:
+        return (self.folder / "trace").read_text().splitlines()
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    with closing(Store.open(tmp_path / "kernel.db", schema.KERNEL)) as store:
+        yield Home(tmp_path, store)
+
+
+def returning(result: dict[str, Any]) -> Step:
+    return lambda _job, _results: result
+
+
+def raising(error: BaseException) -> Step:
+    def fail(_job: Job, _results: Results) -> dict[str, Any]:
+        raise error
+
+    return fail
+
+
+def unexpected(_job: Job, _results: Results) -> dict[str, Any]:
+    pytest.fail("this step was run")
+
+
+def test_a_submitted_job_waits_with_its_request(home: Home) -> None:
+    job_id = home.submit({"steps": 3, "model": "m"})
+    job = home.jobs.job(job_id)
+    assert (job.id, job.kind, job.principal) == (job_id, "train", "erin")
+    assert job.request == {"steps": 3, "model": "m"}
+    assert (job.state, job.cancel_requested) == (JobState.QUEUED, False)
+    assert (job.checkpoint, job.result, job.error) == (None, None, None)
+    assert job.created_at == job.updated_at
+    assert not home.jobs.is_live(job_id)
+
+
+def test_a_job_is_submitted_in_the_callers_transaction(home: Home) -> None:
+    def submit_and_fail() -> None:
+        with home.store.transaction() as conn:
+            home.jobs.submit(conn, "train", "erin", {})
+            raise ValueError("something else went wrong")
+
+    with pytest.raises(ValueError, match="something else"):
+        submit_and_fail()
+    assert home.jobs.jobs() == ()
+
+
+def test_jobs_are_listed_newest_first(home: Home) -> None:
+    ids = [home.submit() for _ in range(3)]
+    assert {job.id for job in home.jobs.jobs()} == set(ids)
+    made = [job.created_at for job in home.jobs.jobs()]
+    assert made == sorted(made, reverse=True)
+
+
+def test_an_unknown_job_is_refused_and_leaves_no_lock_file(home: Home) -> None:
+    for act in (home.jobs.job, home.request_cancel, lambda name: home.jobs.run(name, {})):
+        with pytest.raises(UnknownJob, match="no job '../../x'") as refused:
+            act("../../x")
+        assert refused.value.hint == "`llmos jobs ls` lists them"
+    assert not (home.folder / "run").exists()
+
+
+def test_a_checkpoint_is_pointed_to_and_dropped(home: Home) -> None:
+    job_id = home.submit()
+    for object_id in ("ab12", None):
+        with home.store.transaction() as conn:
+            home.jobs.set_checkpoint(conn, job_id, object_id)
+        assert home.jobs.job(job_id).checkpoint == object_id
+
+
+def test_a_cancel_request_stays_until_the_job_sees_it(home: Home) -> None:
+    job_id = home.submit()
+    assert not home.request_cancel(job_id).cancel_requested
+    assert home.jobs.job(job_id).cancel_requested
+
+
+@pytest.mark.parametrize("state", [JobState.DONE, JobState.CANCELLED])
+def test_a_job_that_has_ended_is_neither_cancelled_nor_run(home: Home, state: JobState) -> None:
+    job_id = home.submit()
+    home.finish(job_id, state)
+    with pytest.raises(JobError, match=f"is {state} already"):
+        home.request_cancel(job_id)
+    with pytest.raises(JobError, match=f"is {state} already"):
+        home.jobs.run(job_id, {"one": unexpected})
+
+
+def test_steps_run_in_order_and_get_the_results_before_them(home: Home) -> None:
+    job_id = home.submit()
+    seen: list[tuple[str, JobState, Results]] = []
+
+    def step(name: str) -> Step:
+        def run(job: Job, results: Results) -> dict[str, Any]:
+            seen.append((name, home.jobs.job(job.id).state, dict(results)))
+            return {"by": name}
+
+        return run
+
+    names = ("b", "a", "c")
+    job = home.jobs.run(
+        job_id, {**{name: step(name) for name in names}, "end": home.ending(job_id)}
+    )
+    assert (job.state, job.result, job.error) == (JobState.DONE, {"steps": 3}, None)
+    assert [name for name, _, _ in seen] == list(names)
+    assert {state for _, state, _ in seen} == {JobState.RUNNING}
+    assert [results for _, _, results in seen] == [
+        {},
+        {"b": {"by": "b"}},
+        {"b": {"by": "b"}, "a": {"by": "a"}},
+    ]
+    assert not home.jobs.is_live(job_id)
+
+
+def test_a_killed_job_goes_on_with_the_step_that_was_cut_off(home: Home) -> None:
+    job_id = home.submit()
+    with home.process(job_id, "wait") as first:
+        assert home.jobs.is_live(job_id)
+        with pytest.raises(JobBusy):
+            home.jobs.run(job_id, {"one": unexpected})
+        first.send_signal(signal.SIGKILL)
+        assert first.wait() == -signal.SIGKILL
+    assert not home.jobs.is_live(job_id)
+    assert home.jobs.job(job_id).state is JobState.RUNNING, "to be shown as interrupted"
+    with home.process(job_id) as second:
+        assert second.communicate() == ("", ""), "DBOS prints nothing"
+        assert second.returncode == 0
+    assert home.trace() == [f"{job_id} one", f"{job_id} two after ['one']"] + [
+        f"{job_id} two after ['one']"
+    ]
+    job = home.jobs.job(job_id)
+    assert (job.state, job.result) == (JobState.DONE, {"count": 2})
+
+
+def test_two_jobs_run_at_the_same_time_on_one_home(home: Home) -> None:
+    ids = [home.submit(), home.submit()]
+    with home.process(ids[0], "wait") as one, home.process(ids[1], "wait") as two:
+        assert all(home.jobs.is_live(job_id) for job_id in ids)
+        for process in (one, two):
+            assert process.communicate() == ("", "")
+            assert process.returncode == 0
+    assert [job.state for job in home.jobs.jobs()] == [JobState.DONE, JobState.DONE]
+    assert sorted(home.trace()) == sorted(
+        line for job_id in ids for line in (f"{job_id} one", f"{job_id} two after ['one']")
+    )
+
+
+def test_a_killed_job_is_not_run_by_the_process_of_another_one(home: Home) -> None:
+    killed, other = home.submit(), home.submit()
+    with home.process(killed, "wait"):
+        pass  # the block's end kills it
+    with home.process(other) as process:
+        process.communicate()
+    assert [line.split()[0] for line in home.trace()] == [killed, killed, other, other]
+    assert home.jobs.job(killed).state is JobState.RUNNING
+
+
+def test_an_error_of_ours_is_kept_with_its_text(home: Home) -> None:
+    job_id = home.submit()
+    error = DataError("the file is gone")
+    with pytest.raises(DataError) as raised:
+        home.jobs.run(job_id, {"one": returning({"n": 1}), "two": raising(error)})
+    assert raised.value is error
+    job = home.jobs.job(job_id)
+    assert (job.state, job.error) == (JobState.FAILED, "DataError: the file is gone")
+    assert not home.jobs.is_live(job_id)
+
+
+def test_a_foreign_errors_text_is_kept_nowhere(home: Home) -> None:
+    job_id = home.submit()
+    with home.process(job_id, "fail") as process:
+        _, stderr = process.communicate()
+        assert process.returncode == 1
+    assert stderr.rstrip().endswith("RuntimeError: Maria Lopez has asthma"), "the caller has it"
+    assert home.jobs.job(job_id).error == "RuntimeError"
+    assert home.jobs.job(job_id).state is JobState.FAILED
+    for file in home.folder.glob("*.db*"):
+        assert b"Lopez" not in file.read_bytes()
+
+
+def test_a_failed_job_keeps_its_completed_steps_and_forgets_its_error(home: Home) -> None:
+    job_id = home.submit()
+    with pytest.raises(StorageFull):
+        home.jobs.run(job_id, {"one": returning({"n": 1}), "two": raising(StorageFull("full"))})
+
+    def two(job: Job, results: Results) -> dict[str, Any]:
+        assert home.jobs.job(job.id).error is None
+        assert results == {"one": {"n": 1}}
+        home.finish(job.id)
+        return {}
+
+    assert home.jobs.run(job_id, {"one": unexpected, "two": two}).state is JobState.DONE
+
+
+def test_a_step_that_ended_the_job_before_it_failed_has_ended_it(home: Home) -> None:
+    job_id = home.submit()
+
+    def cancel(job: Job, _results: Results) -> dict[str, Any]:
+        home.finish(job.id, JobState.CANCELLED)
+        raise DataError("stopped")
+
+    with pytest.raises(DataError):
+        home.jobs.run(job_id, {"one": cancel})
+    job = home.jobs.job(job_id)
+    assert (job.state, job.error) == (JobState.CANCELLED, None)
+
+
+def test_a_result_that_is_no_json_fails_the_job(home: Home) -> None:
+    job_id = home.submit()
+    with pytest.raises(TypeError):
+        home.jobs.run(job_id, {"one": returning({"model": object()})})
+    assert home.jobs.job(job_id).error == "TypeError"
+
+
+def test_the_first_ctrl_c_lets_the_step_end_by_itself(home: Home) -> None:
+    job_id = home.submit()
+    with home.process(job_id, "poll") as process:
+        process.send_signal(signal.SIGINT)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "stopping\n"
+        assert home.jobs.is_live(job_id), "it waits for the step"
+        _, stderr = process.communicate("\n")
+    assert stderr.rstrip().endswith("JobInterrupted: stopped after step 2")
+    job = home.jobs.job(job_id)
+    assert (job.state, job.error) == (JobState.RUNNING, None), "it did not fail"
+
+
+def test_the_second_ctrl_c_breaks_the_step_off(home: Home) -> None:
+    job_id = home.submit()
+    with home.process(job_id, "poll") as process:
+        process.send_signal(signal.SIGINT)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "stopping\n"
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate()
+        assert process.returncode == -signal.SIGINT
+    assert stderr.rstrip().endswith("KeyboardInterrupt")
+    assert home.jobs.job(job_id).state is JobState.RUNNING
+    assert not home.jobs.is_live(job_id)
+    with home.process(job_id) as process:
+        process.communicate()
+    assert home.jobs.job(job_id).state is JobState.DONE
+
+
+def test_ctrl_c_is_as_before_when_a_job_has_ended(home: Home) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        interrupt = threading.Event()
+
+        def press(_job: Job, _results: Results) -> dict[str, Any]:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert interrupt.wait(60)
+            raise JobInterrupted("stopped")
+
+        for _ in range(2):
+            interrupt.clear()
+            with pytest.raises(JobInterrupted):
+                home.jobs.run(home.submit(), {"one": press}, interrupt)
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_callers_own_ctrl_c_is_left_alone(home: Home) -> None:
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _frame: pressed.append(number))
+    try:
+
+        def press(job: Job, _results: Results) -> dict[str, Any]:
+            os.kill(os.getpid(), signal.SIGINT)
+            home.finish(job.id)
+            return {}
+
+        home.jobs.run(home.submit(), {"one": press})
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert pressed == [signal.SIGINT]
+
+
+def test_jobs_of_two_threads_take_turns(home: Home) -> None:
+    ids = [home.submit(), home.submit()]
+    running: list[str] = []
+    overlaps: list[list[str]] = []
+
+    def work(job: Job, _results: Results) -> dict[str, Any]:
+        running.append(job.id)
+        overlaps.append(list(running))
+        home.finish(job.id)
+        running.remove(job.id)
+        return {}
+
+    threads = [threading.Thread(target=home.jobs.run, args=(i, {"one": work})) for i in ids]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert {home.jobs.job(job_id).state for job_id in ids} == {JobState.DONE}
+    assert [len(together) for together in overlaps] == [1, 1]
+
+
+def test_the_files_of_jobs_are_for_their_owner_only(home: Home) -> None:
+    before = os.umask(0)
+    try:
+        job_id = home.submit()
+        home.jobs.run(job_id, {"end": home.ending(job_id)})
+    finally:
+        os.umask(before)
+    for name in ("jobs.db", f"run/{job_id}.lock"):
+        assert (home.folder / name).stat().st_mode & 0o777 == 0o600
+
+
+class Exploit:
+    """Unpickling it makes the file `owned`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return (Path.touch, (self.folder / "owned",))
+
+
+def pickled_result(conn: sqlite3.Connection, folder: Path) -> None:
+    exploit = base64.b64encode(pickle.dumps(Exploit(folder))).decode()
+    conn.execute("UPDATE operation_outputs SET output = ?, serialization = 'py_pickle'", (exploit,))
+
+
+def trigger(conn: sqlite3.Connection, _folder: Path) -> None:
+    conn.execute(
+        "CREATE TRIGGER later AFTER INSERT ON operation_outputs BEGIN "
+        "UPDATE operation_outputs SET serialization = 'py_pickle'; END"
+    )
+
+
+def view(conn: sqlite3.Connection, _folder: Path) -> None:
+    conn.execute("ALTER TABLE operation_outputs RENAME TO hidden")
+    conn.execute("CREATE VIEW operation_outputs AS SELECT * FROM hidden")
+
+
+def foreign_table(conn: sqlite3.Connection, _folder: Path) -> None:
+    conn.execute('CREATE TABLE "odd "" name" (serialization)')
+    conn.execute('INSERT INTO "odd "" name" VALUES (x\'70\')')
+
+
+@pytest.mark.parametrize("change", [pickled_result, trigger, view, foreign_table])
+def test_a_job_database_that_could_run_code_is_refused(
+    home: Home, change: Callable[[sqlite3.Connection, Path], None]
+) -> None:
+    job_id = home.submit()
+    with pytest.raises(JobInterrupted):
+        home.jobs.run(
+            job_id, {"one": returning({"n": 1}), "two": raising(JobInterrupted("stopped"))}
+        )
+    with closing(sqlite3.connect(home.folder / "jobs.db")) as conn, conn:
+        change(conn, home.folder)
+    with pytest.raises(IntegrityError, match=r"jobs\.db holds what is not plain JSON") as refused:
+        home.jobs.run(job_id, {"one": unexpected, "two": unexpected})
+    assert "checkpoint" in refused.value.hint
+    assert not (home.folder / "owned").exists()
+    job = home.jobs.job(job_id)
+    assert job.state is JobState.FAILED
+    assert (job.error or "").startswith("IntegrityError: ")
+    (home.folder / "jobs.db").unlink()  # what the hint says
+    assert home.jobs.run(job_id, {"one": home.ending(job_id)}).state is JobState.DONE
+
+
+def test_a_file_that_is_no_database_is_refused(home: Home) -> None:
+    (home.folder / "jobs.db").write_bytes(b"not a database, but long enough for a header" * 99)
+    with pytest.raises(StorageError, match=r"jobs\.db cannot be read: file is not a database"):
+        home.jobs.run(home.submit(), {"one": unexpected})
+
+
+def test_a_job_database_that_cannot_be_opened_is_refused(home: Home) -> None:
+    (home.folder / "jobs.db").mkdir()
+    with pytest.raises(StorageError, match="cannot be used: Is a directory"):
+        home.jobs.run(home.submit(), {"one": unexpected})
+
+
+def test_a_result_that_cannot_be_stored_is_a_typed_error_and_costs_one_step(home: Home) -> None:
+    job_id = home.submit()
+    with home.process(job_id, "no-room") as process:
+        _, stderr = process.communicate()
+        assert process.returncode == 1
+    assert "StorageError: " in stderr.splitlines()[-1]
+    assert "jobs.db cannot be used: disk I/O error" in stderr.splitlines()[-1]
+    assert home.jobs.job(job_id).state is JobState.RUNNING, "there was no room to say otherwise"
+    with home.process(job_id) as process:
+        process.communicate()
+    assert home.jobs.job(job_id).state is JobState.DONE
+    assert home.trace() == [f"{job_id} one", *[f"{job_id} two after ['one']"] * 2]

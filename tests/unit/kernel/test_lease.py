@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import fcntl
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmos.errors import JobBusy, StorageError
+from llmos.kernel import lease
+
+HOLDER = """
+import sys
+from pathlib import Path
+from llmos.kernel import lease
+with lease.hold(Path(sys.argv[1]), "job-1"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_one_holder_at_a_time(tmp_path: Path) -> None:
+    assert not lease.is_held(tmp_path / "run", "job-1")
+    with lease.hold(tmp_path / "run", "job-1"):
+        assert lease.is_held(tmp_path / "run", "job-1")
+        assert not lease.is_held(tmp_path / "run", "job-2")
+        with pytest.raises(JobBusy, match="job-1") as busy, lease.hold(tmp_path / "run", "job-1"):
+            pytest.fail("two hold one lease")
+        assert "llmos jobs show job-1" in busy.value.hint
+    assert not lease.is_held(tmp_path / "run", "job-1")
+
+
+def test_the_lease_ends_with_its_block_when_the_block_fails(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="oops"), lease.hold(tmp_path, "job-1"):
+        raise ValueError("oops")
+    assert not lease.is_held(tmp_path, "job-1")
+
+
+def test_the_lease_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        assert lease.is_held(tmp_path, "job-1")
+        with pytest.raises(JobBusy), lease.hold(tmp_path, "job-1"):
+            pytest.fail("two hold one lease")
+        holder.kill()
+        holder.wait()
+    with lease.hold(tmp_path, "job-1"):
+        pass
+
+
+def test_looking_does_not_count_as_holding(tmp_path: Path) -> None:
+    with lease.hold(tmp_path, "job-1"):
+        pass
+    with (tmp_path / "job-1.lock").open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)  # what another process's `is_held` does
+        assert not lease.is_held(tmp_path, "job-1")
+
+
+def test_files_and_folder_are_private(tmp_path: Path) -> None:
+    with lease.hold(tmp_path / "run", "job-1"):
+        pass
+    assert (tmp_path / "run").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "run/job-1.lock").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_folder_that_cannot_be_used_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("in the way")
+    with pytest.raises(StorageError, match="the lease of job job-1 cannot be used"):
+        lease.is_held(tmp_path / "run", "job-1")
