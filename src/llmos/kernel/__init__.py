@@ -1,0 +1,1 @@
+"""Trust without learning: everything that decides, pays and records."""

@@ -172,10 +172,8 @@ class Jobs:
             StorageError: the DBOS database cannot be written.
         """
         self._unfinished(job_id)  # before there is a lock file of this name
-        with (
-            lease.hold(self._home / "run", job_id),
-            _interrupts(interrupt or threading.Event()),
-        ):
+        stop = interrupt or threading.Event()
+        with lease.hold(self._home / "run", job_id), _interrupts(stop):
             job = self._unfinished(job_id)
             with self._store.transaction() as conn:
                 self._change(conn, job_id, state=JobState.RUNNING, error=None)
@@ -267,6 +265,7 @@ def _run_durably(database: Path, job: Job, steps: Mapping[str, Step]) -> None:
                     "run_admin_server": False,
                     "log_level": "CRITICAL",
                     "serializer": DBOSPortableJSONSerializer(),
+                    "notification_listener_polling_interval_sec": 0.2,  # what `destroy` waits for
                 }
             )
             DBOS.launch()

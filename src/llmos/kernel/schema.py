@@ -1,4 +1,4 @@
-"""The tables of kernel.db (one transaction domain) and of keys.db; migrations must agree with them."""
+"""The tables of kernel.db (one transaction domain) and of keys.db; migrations must agree."""
 
 from __future__ import annotations
 
@@ -173,5 +173,5 @@ sealed_secrets = Table(
     "sealed_secrets",
     KEYS,
     Column("name", Text, primary_key=True),
-    Column("sealed", LargeBinary, nullable=False),  # nonce 12 | AES-256-GCM under the root key
+    Column("sealed", LargeBinary, nullable=False),  # nonce 12 | AES-256-GCM under a key derived from the root
 )
