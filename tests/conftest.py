@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.homes import close, opened, write_notes
 
 if TYPE_CHECKING:
     from llmos.kernel.kernel import Kernel
+    from llmos.system import System
     from llmos.workflows.parts import Parts
 
 CHAT_TEMPLATE = (
@@ -160,3 +162,41 @@ def served_home(
         )
     yield ServedHome(parts)
     parts.kernel.store.close()
+
+
+@pytest.fixture(scope="session")
+def prepared_home(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a home with the model `tiny` and the datasets `notes` and `ward`; only to be copied."""
+    import llmos
+
+    folder = tmp_path_factory.mktemp("prepared")
+    notes = write_notes(folder / "notes.jsonl")
+    system = llmos.create(folder / "home", device="cpu", threads=1)
+    system.pull(str(tiny_model_folder), name="tiny")
+    for name, classification in (("notes", "synthetic"), ("ward", "sensitive")):
+        system.import_data(
+            notes,
+            name=name,
+            unit="patient_id",
+            text="text",
+            classification=classification,
+            epsilon=8,
+            delta=1e-5,
+            holdout=0,
+        )
+    close(system)
+    return folder / "home"
+
+
+@pytest.fixture
+def home(prepared_home: Path, tmp_path: Path) -> Path:
+    """Return a fresh copy of the prepared home."""
+    shutil.copytree(prepared_home, tmp_path / "home")
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def system(home: Path) -> Iterator[System]:
+    """Open a fresh copy of the prepared home."""
+    with opened(home) as system:
+        yield system

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from llmos.cli.session import Session, json_option, print_fields, print_json, with_session
+from llmos.errors import ConfigError
 
 
 @click.command()
@@ -50,7 +51,10 @@ def _new_passphrase(session: Session) -> str:
     if config.passphrase is not None:
         return config.passphrase.get_secret_value()
     if config.passphrase_file is not None:
-        return config.passphrase_file.read_text().splitlines()[0]
+        try:
+            return config.passphrase_file.read_text().splitlines()[0]
+        except (OSError, ValueError, IndexError) as error:
+            raise ConfigError(f"{config.passphrase_file} holds no passphrase") from error
     return str(click.prompt("New passphrase", hide_input=True, confirmation_prompt=True))
 
 

@@ -80,4 +80,4 @@ def cancel(session: Session, job_id: str, as_json: bool) -> None:
     if as_json:
         print_json({"id": job_id, "state": state})
         return
-    click.echo(f"job {job_id}: {state}")
+    click.echo(f"job {job_id} {'stops at its next step' if state == 'running' else f'is {state}'}")

@@ -78,12 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: list[str], session: Session | None = None) -> int:  # noqa: PLR0911
     """Run one command line and return its exit status."""
     try:
-        llmos.main(args=arguments, prog_name="llmos", standalone_mode=False, obj=session)
+        status = llmos.main(args=arguments, prog_name="llmos", standalone_mode=False, obj=session)
+        return status if isinstance(status, int) else 0  # click returns what `Exit` carries
     except LlmosError as error:
         _print_error(error, as_json="--json" in arguments)
         return error.exit_status
-    except click.exceptions.Exit as stop:
-        return stop.exit_code
     except click.Abort:
         click.echo("llmos: error: stopped", err=True)
         return 130
@@ -99,7 +98,6 @@ def run(arguments: list[str], session: Session | None = None) -> int:  # noqa: P
     except BrokenPipeError:
         sys.stderr.close()
         return 0
-    return 0
 
 
 def _print_error(error: LlmosError, *, as_json: bool) -> None:

@@ -30,12 +30,14 @@ def measure(session: Session, models: tuple[str, ...], as_json: bool) -> None:
     system = session.system()
     if as_json:
         result = system.measure(*models)
-        print_json(result.to_dict())
-    else:
-        with console().status("measuring"):
-            result = system.measure(*models)
-        print_table("measurements", ("", "chance", *models), result.rows())
-        click.echo(f"plot: {result.plot}\nNext: llmos report {models[-1]}")
+        print_json(result.to_dict())  # the verdicts are in it
+        if any(report.failed for report in result.reports):
+            raise click.exceptions.Exit(LeakFound.exit_status)
+        return
+    with console().status("measuring"):
+        result = system.measure(*models)
+    print_table("measurements", ("", "chance", *models), result.rows())
+    click.echo(f"plot: {result.plot}")
     for report in result.reports:
         if report.failed and report.bound is not None:
             raise LeakFound(
@@ -44,3 +46,4 @@ def measure(session: Session, models: tuple[str, ...], as_json: bool) -> None:
                 f"but the ledger promises {report.epsilon_ledger:.2f}",
                 hint="do not release this model; the training code or its accounting is broken",
             )
+    click.echo(f"Next: llmos report {models[-1]}")

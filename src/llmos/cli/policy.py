@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from llmos.cli.session import Session, json_option, print_json, with_session
+from llmos.errors import HomeMissing
 
 
 @click.group()
@@ -16,7 +17,10 @@ def policy() -> None:
 @with_session
 def show(session: Session) -> None:
     """Print the policies and their schema."""
-    for path in sorted((session.config().home / "policy").iterdir()):
+    home = session.config().home
+    if not (home / "policy").is_dir():
+        raise HomeMissing(f"there is no home at {home}", hint=f"llmos --home {home} init")
+    for path in sorted((home / "policy").iterdir()):
         click.echo(f"// {path}\n{path.read_text()}")
 
 

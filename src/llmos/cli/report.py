@@ -23,6 +23,10 @@ def report(
     if as_json:
         print_json(files.to_dict())
         return
+    if files.certificate is None:
+        click.echo(f"{model} has no guarantee, so it gets a report and no certificate:")
+        print_fields({"page": files.page})
+        return
     click.echo(f"Certificate of {model}:")
     print_fields(files.to_dict())
     click.echo(f"\nNext: llmos verify {files.certificate} --key {files.public_keys}")

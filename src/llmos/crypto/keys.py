@@ -77,9 +77,11 @@ def create_key_file(path: Path) -> bytes:
             file.flush()
             os.fsync(file.fileno())
         sync_directory(path.parent)
-    except OSError as error:
+    except BaseException as error:
         path.unlink(missing_ok=True)
-        raise StorageError.of(error, f"the key file {path}") from error
+        if isinstance(error, OSError):
+            raise StorageError.of(error, f"the key file {path}") from error
+        raise
     return key
 
 

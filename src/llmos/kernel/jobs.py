@@ -217,8 +217,9 @@ def _interrupts(interrupt: threading.Event) -> Iterator[None]:
         return
 
     def on_interrupt(_number: int, _frame: FrameType | None) -> None:
-        interrupt.set()
         signal.signal(signal.SIGINT, raising)
+        # not here: `set` takes a lock that the code under the handler may hold just now
+        threading.Thread(target=interrupt.set).start()
 
     signal.signal(signal.SIGINT, on_interrupt)
     try:

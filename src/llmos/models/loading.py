@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,8 +50,21 @@ def resolve_device(device: Device) -> torch.device:
     return torch.device("cuda" if use_gpu else "cpu")
 
 
+@cache
+def emulates_bfloat16() -> bool:
+    """Tell whether this CPU has no bfloat16 instructions, so that float32 is 3-4 times faster."""
+    features = torch.cpu.get_capabilities()
+    native = features.get("avx512_bf16") or features.get("amx_bf16")
+    return features.get("architecture") == "x86_64" and not native
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """Return bfloat16, or float32 on CPUs that would only emulate it: twice the memory there."""
+    return torch.float32 if device.type == "cpu" and emulates_bfloat16() else torch.bfloat16
+
+
 def load_base(folder: Path, device: torch.device) -> LoadedModel:
-    """Load a checked folder in bfloat16, from local files only, with no code of its own.
+    """Load a checked folder in `compute_dtype`, from local files only, with no code of its own.
 
     Raises:
         ModelError: the folder is not a causal language model in Hugging Face format.
@@ -63,7 +77,7 @@ def load_base(folder: Path, device: torch.device) -> LoadedModel:
             )
             model, found = AutoModelForCausalLM.from_pretrained(
                 folder,
-                dtype=torch.bfloat16,
+                dtype=compute_dtype(device),
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,

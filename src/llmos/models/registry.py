@@ -175,14 +175,23 @@ class Registry:
             return [_entry(row) for row in conn.execute(select(schema.models).order_by(*order))]
 
 
-def _insert(
-    conn: Connection, kind: ModelKind, *, name: str, card: Mapping[str, Any], **columns: str | None
-) -> None:
+def check_name(name: str) -> None:
+    """Refuse what cannot name a model; folders and files are called after it.
+
+    Raises:
+        ModelError: the name is not lower-case letters, digits, `.`, `_` and `-`.
+    """
     if not _NAME.fullmatch(name):
         raise ModelError(
             f"{name!r} cannot be the name of a model",
             hint="use up to 64 lower-case letters, digits, `.`, `_` and `-`",
         )
+
+
+def _insert(
+    conn: Connection, kind: ModelKind, *, name: str, card: Mapping[str, Any], **columns: str | None
+) -> None:
+    check_name(name)
     if _select(conn, name) is not None:
         raise ModelExists(f"a model {name!r} exists already", hint="choose another name")
     row = {**columns, "name": name, "kind": str(kind), "created_at": now()}

@@ -28,6 +28,7 @@ from llmos.models.registry import ModelEntry, ModelKind
 from llmos.privacy import PrivacyLoss, PrivacyUnit
 from llmos.reports import page, plots
 from llmos.reports.arms import read_arm
+from llmos.workflows import outputs
 from llmos.workflows.parts import Parts
 from llmos.workflows.training_plan import TrainRequest
 
@@ -92,7 +93,8 @@ def run(models: Sequence[str], who: Principal, parts: Parts) -> Measured:
     ordered = tuple(reports[entry.name] for entry in entries)
     files = tuple(_write(report, who, parts) for report in ordered)
     plot = parts.kernel.config.home / "reports" / f"{'-'.join(models)}.leak.svg"
-    plot.write_text(plots.leak_comparison([read_arm(leak.to_document(r)) for r in ordered]))
+    svg = plots.leak_comparison([read_arm(leak.to_document(r)) for r in ordered])
+    outputs.write(plot, svg.encode())
     return Measured(ordered, files, plot)
 
 
@@ -218,7 +220,5 @@ def _write(report: LeakReport, who: Principal, parts: Parts) -> Path:
         "epsilon_lower_bound": None if report.bound is None else report.bound.lower,
     }
     with parts.kernel.monitor.act(who, Action.MEASURE, entry.resource, details=details, context={}):
-        draft = path.with_suffix(".tmp")
-        draft.write_bytes(data)
-        draft.replace(path)
+        outputs.write(path, data)
     return path

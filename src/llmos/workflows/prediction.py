@@ -13,7 +13,7 @@ from llmos.data.datasets import DatasetCard
 from llmos.data.records import RecordFormat
 from llmos.kernel.jobs import JobState
 from llmos.kernel.kernel import Kernel
-from llmos.models.loading import resolve_device
+from llmos.models.loading import compute_dtype, resolve_device
 from llmos.models.registry import ModelEntry
 
 if TYPE_CHECKING:
@@ -104,8 +104,8 @@ def _block_parameters(config: dict[str, Any]) -> int:
 
 
 def matmul_flops_per_s(device: torch.device) -> float:
-    """Measure a bfloat16 matrix product of a small model's size, for about half a second."""
-    matrix = torch.ones(1024, 1024, dtype=torch.bfloat16, device=device)
+    """Measure a matrix product in the dtype and of a small model's size, for about half a second."""
+    matrix = torch.ones(1024, 1024, dtype=compute_dtype(device), device=device)
     float(torch.mm(matrix, matrix)[0, 0])
     fastest = 0.0
     for _ in range(_PROBES):

@@ -11,7 +11,7 @@ from llmos.errors import ModelError, ModelExists, UnknownModel
 from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action, Resource
 from llmos.models import hub
-from llmos.models.registry import ModelEntry, Registry
+from llmos.models.registry import ModelEntry, Registry, check_name
 from llmos.workflows.parts import Parts
 
 
@@ -27,13 +27,15 @@ def run(request: PullRequest, who: Principal, parts: Parts) -> ModelEntry:
     """Pull the model; pulling what is there already, unchanged, is no error.
 
     Raises:
+        ModelError: the name is none.
         ModelExists: another model has this name.
         UnknownModel: the source names nothing that is known.
         HashMismatch: the download is not the pinned one.
         NetworkError: the source cannot be reached.
     """
     kernel, registry = parts.kernel, parts.registry
-    name = request.name or default_name(request.source)
+    name = default_name(request.source) if request.name is None else request.name
+    check_name(name)  # before a folder of this name is removed
     if (present := _present(registry, name)) is not None:
         if present.card.get("source_requested") == request.source:
             return present

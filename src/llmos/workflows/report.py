@@ -31,6 +31,7 @@ from llmos.reports.certificate import (
     ModelFacts,
     TrainingFacts,
 )
+from llmos.workflows import outputs
 from llmos.workflows.measure import guarantee, report_path
 from llmos.workflows.parts import Parts
 from llmos.workflows.training_plan import TrainRequest
@@ -77,9 +78,8 @@ def run(
     reports = [read_report(name, parts) for name in (model, *compare)]
     home = parts.kernel.config.home
     folder = folder or home / "reports"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     public_keys = folder / "home.pub"
-    _write(public_keys, parts.kernel.public_keys.encode())
+    outputs.write(public_keys, parts.kernel.public_keys.encode())
     card = parts.datasets.card(entry.card["dataset"])
     loss = guarantee(entry, card, parts)
     verified = path = None
@@ -89,9 +89,9 @@ def run(
             data, parts.kernel.public_keys, model_digest=entry.digest
         )
         path = folder / f"{model}.certificate.json"
-        _write(path, data)
+        outputs.write(path, data)
     html = folder / f"{model}.report.html"
-    _write(html, page.render(verified, [leak.to_document(r) for r in reports]).encode())
+    outputs.write(html, page.render(verified, [leak.to_document(r) for r in reports]).encode())
     return ReportFiles(path, html, public_keys)
 
 
@@ -99,7 +99,7 @@ def read_report(model: str, parts: Parts) -> LeakReport:
     """Return a model's newest leak report, checked against the hash in the log.
 
     Raises:
-        MeasurementError: the model was not measured, or the file is not what was logged.
+        MeasurementError: the model was not measured, or the file is not what was logged last.
     """
     path = report_path(parts.kernel.config.home, model)
     try:
@@ -108,10 +108,14 @@ def read_report(model: str, parts: Parts) -> LeakReport:
         raise MeasurementError(
             f"{model} has not been measured", hint=f"llmos measure {model}"
         ) from None
-    digest = hashlib.sha256(data).hexdigest()
-    if _newest(parts, lambda e: e["details"].get("leak_report_sha256") == digest) is None:
+    logged: str | None = None
+    for entry in _entries(parts):
+        if entry.fields["resource"] == f"Model::{model}":
+            logged = entry.fields["details"].get("leak_report_sha256", logged)
+    if logged != hashlib.sha256(data).hexdigest():
         raise MeasurementError(
-            f"the leak report of {model} is not the one in the log", hint="measure the model again"
+            f"the leak report of {model} is not its newest one in the log",
+            hint="measure the model again",
         )
     return leak.from_json(data)
 
@@ -265,10 +269,3 @@ def _entries(parts: Parts) -> Iterator[LogEntry]:
     while batch := parts.kernel.auditlog.entries(after, _PAGE_OF_LOG):
         yield from batch
         after = batch[-1].index
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file so that it appears whole or not at all."""
-    draft = path.with_name(f".{path.name}.tmp")
-    draft.write_bytes(data)
-    draft.replace(path)

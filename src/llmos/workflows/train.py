@@ -99,11 +99,17 @@ def cancel(job_id: str, who: Principal, parts: Parts) -> JobState:
     """Ask a running job to stop; settle one that no process runs for the steps it has done.
 
     Raises:
+        PermissionDenied: it is another's job, and policy lets `who` manage only their own.
         JobError: the job has ended already.
     """
     kernel = parts.kernel
+    action, resource = Action.MANAGE_JOBS, Resource("Home", kernel.home_id, {})
+    context: dict[str, str] = {}
+    if (job := kernel.jobs.job(job_id)).principal == who.name:
+        request = TrainRequest.model_validate(job.request)
+        action, resource, context = _act(request, parts.datasets.card(request.dataset))
     with kernel.monitor.act(
-        who, Action.MANAGE_JOBS, Resource("Home", kernel.home_id, {}), details={"cancel": job_id}
+        who, action, resource, details={"cancel": job_id}, context=context
     ) as conn:
         kernel.jobs.request_cancel(conn, job_id)
     if kernel.jobs.is_live(job_id):
@@ -173,7 +179,7 @@ class _Worker:
             ]
         )
         self._base_dtype = str(next(loaded.model.parameters()).dtype).removeprefix("torch.")
-        adapter = lora.attach(loaded.model, request.lora)
+        adapter = lora.attach(loaded.model, request.lora, seed=request.seed)
         saver = _Checkpoints(kernel, grant, job, charged=request.noise_multiplier is not None)
         fitted = fit(
             adapter,

@@ -10,11 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from llmos.data.datasets import DatasetCard
 from llmos.engines.dp.plan import AdamWSettings, DPPlan, GaussianClipping
-from llmos.errors import InvalidPrivacyParameter, ModelError, ModelExists, UnknownModel
+from llmos.errors import InvalidPrivacyParameter, ModelError, ModelExists
 from llmos.kernel import accounting
 from llmos.kernel.budget import PoolState
+from llmos.kernel.jobs import JobState
 from llmos.models.lora import LoraConfig
-from llmos.models.registry import Registry
+from llmos.models.registry import check_name
 from llmos.privacy import Neighboring, check_delta, check_epsilon
 from llmos.workflows.parts import Parts
 from llmos.workflows.prediction import Prediction, predict_seconds
@@ -22,6 +23,7 @@ from llmos.workflows.prediction import Prediction, predict_seconds
 _LARGEST_BATCH: Final = 512
 _UNITS_PER_BATCH: Final = 16
 _PLAIN_BATCH: Final = 16
+_MOST_STEPS: Final = 10**7
 
 
 class TrainOptions(BaseModel):
@@ -36,18 +38,19 @@ class TrainOptions(BaseModel):
     epsilon: float | None = None
     delta: float | None = None
     purpose: str = "training"
-    steps: int | None = Field(None, ge=1)
-    epochs: float = Field(10.0, gt=0)
+    steps: int | None = Field(None, ge=1, le=_MOST_STEPS)
+    epochs: float = Field(10.0, gt=0, le=1e6)
     batch: int | None = Field(None, ge=1)
-    clip: float = Field(1.0, gt=0)
-    learning_rate: float = Field(1e-3, gt=0)
+    clip: float = Field(1.0, gt=0, allow_inf_nan=False)
+    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
     rank: int = Field(16, ge=1)
     last_layers: int | None = Field(None, ge=1)
     max_tokens: int = Field(256, ge=8)
     max_records_per_unit: int = Field(4, ge=1)
     microbatch_tokens: int | None = Field(None, ge=64)
-    checkpoint_every_s: float = Field(30.0, ge=0)
-    seed: int | None = None  # tests only: the certificate then says "not for production"
+    checkpoint_every_s: float = Field(30.0, ge=0, allow_inf_nan=False)
+    # Tests only: the certificate then says "not for production".
+    seed: int | None = Field(None, ge=0, lt=2**53)
 
 
 class TrainRequest(BaseModel):
@@ -166,8 +169,8 @@ def make_plan(options: TrainOptions, parts: Parts) -> TrainPlan:
     Raises:
         InvalidPrivacyParameter: epsilon, delta, clip or batch lie outside their range.
         UnknownDataset, UnknownModel: a name is not known.
-        ModelExists: the output's name is taken.
-        ModelError: the model is not a base model.
+        ModelExists: the output's name is taken, or an unfinished job will take it.
+        ModelError: the model is not a base model, or the output's name is none.
     """
     _check_privacy(options)
     kernel, datasets, registry = parts.kernel, parts.datasets, parts.registry
@@ -179,7 +182,7 @@ def make_plan(options: TrainOptions, parts: Parts) -> TrainPlan:
             hint=f"use --model {base.base}",
         )
     output = options.output or f"{card.name}-{'private' if options.private else 'nonprivate'}"
-    _refuse_taken(registry, output)
+    _refuse_taken(parts, output)
     pool = kernel.budget.pool(card.name)
     batch = options.batch or _default_batch(card.units, private=options.private)
     steps = options.steps or max(1, math.ceil(options.epochs * card.units / batch))
@@ -233,6 +236,8 @@ def make_plan(options: TrainOptions, parts: Parts) -> TrainPlan:
 
 def _check_privacy(options: TrainOptions) -> None:
     if not options.private:
+        if options.epsilon is not None:
+            raise InvalidPrivacyParameter("epsilon", options.epsilon, "left out without privacy")
         return
     if options.epsilon is None:
         raise InvalidPrivacyParameter("epsilon", None, "given (or say --no-privacy)")
@@ -241,12 +246,18 @@ def _check_privacy(options: TrainOptions) -> None:
         check_delta(options.delta)
 
 
-def _refuse_taken(registry: Registry, name: str) -> None:
-    try:
-        registry.model(name)
-    except UnknownModel:
-        return
-    raise ModelExists(f"a model {name!r} exists already", hint="choose another with --output")
+def _refuse_taken(parts: Parts, name: str) -> None:
+    """Refuse a name now that could not be published after hours of training."""
+    check_name(name)
+    if any(entry.name == name for entry in parts.registry.models()):
+        raise ModelExists(f"a model {name!r} exists already", hint="choose another with --output")
+    for job in parts.kernel.jobs.jobs():
+        ended = job.state in (JobState.DONE, JobState.CANCELLED)
+        if job.request.get("output") == name and not ended:
+            raise ModelExists(
+                f"job {job.id} is to make a model {name!r}",
+                hint=f"llmos jobs resume {job.id}, or cancel it, or choose another --output",
+            )
 
 
 def _default_batch(units: int, *, private: bool) -> int:

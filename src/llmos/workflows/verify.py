@@ -23,7 +23,7 @@ def run(file: Path, keys: Path | None) -> dict[str, Any]:
         raise VerificationFailed(f"{file} cannot be read: {error.strerror}") from error
     try:
         public_keys = key_file.read_text()
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise VerificationFailed(
             f"there are no public keys at {key_file}",
             hint="name the home's public key file with --key",
@@ -36,5 +36,5 @@ def run(file: Path, keys: Path | None) -> dict[str, Any]:
 def _is_certificate(data: bytes) -> bool:
     try:
         return "envelope" in dict(json.loads(data))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise VerificationFailed("the file is not JSON: it was cut or changed") from error

@@ -187,7 +187,7 @@ def test_jobs_are_listed_newest_first(home: Home) -> None:
 
 def test_an_unknown_job_is_refused_and_leaves_no_lock_file(home: Home) -> None:
     for act in (home.jobs.job, home.request_cancel, lambda name: home.jobs.run(name, {})):
-        with pytest.raises(UnknownJob, match="no job '[./]+x'") as refused:
+        with pytest.raises(UnknownJob, match=r"no job '[./]+x'") as refused:
             act("../../x")
         assert refused.value.hint == "`llmos jobs ls` lists them"
     assert not (home.folder / "run").exists()
@@ -371,16 +371,30 @@ def test_the_second_ctrl_c_breaks_the_step_off(home: Home) -> None:
     assert home.jobs.job(job_id).state is JobState.DONE
 
 
-def test_ctrl_c_is_as_before_when_a_job_has_ended(home: Home) -> None:
+class LockedEvent(threading.Event):
+    """An event whose lock can be held from outside, as `wait` holds it for moments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+    def set(self) -> None:
+        assert self.lock.acquire(timeout=10), "whoever holds it was interrupted by this very call"
+        super().set()
+        self.lock.release()
+
+
+def test_ctrl_c_may_come_at_any_moment_and_is_as_before_when_the_job_has_ended(home: Home) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        interrupt = threading.Event()
+    interrupt = LockedEvent()
 
-        def press(_job: Job, _results: Results) -> dict[str, Any]:
+    def press(_job: Job, _results: Results) -> dict[str, Any]:
+        with interrupt.lock:
             os.kill(os.getpid(), signal.SIGINT)
-            assert interrupt.wait(60)
-            raise JobInterrupted("stopped")
+        assert interrupt.wait(60)
+        raise JobInterrupted("stopped")
 
+    try:
         for _ in range(2):
             interrupt.clear()
             with pytest.raises(JobInterrupted):

@@ -10,7 +10,15 @@ from safetensors.torch import load_file, save_file
 
 from llmos.config import Device
 from llmos.errors import ConfigError, ModelError
-from llmos.models.loading import check_folder, digest, load_base, model_files, resolve_device
+from llmos.models.loading import (
+    check_folder,
+    compute_dtype,
+    digest,
+    emulates_bfloat16,
+    load_base,
+    model_files,
+    resolve_device,
+)
 
 CPU = torch.device("cpu")
 
@@ -25,15 +33,28 @@ def edit_config(folder: Path, **changes: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_a_model_is_loaded_frozen_in_bfloat16_and_quietly(
+def test_a_model_is_loaded_frozen_and_quietly(
     folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     loaded = load_base(folder, CPU)
-    assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in loaded.model.parameters()} == {compute_dtype(CPU)}
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
     assert not loaded.model.training
     assert loaded.tokenizer.decode(loaded.tokenizer("Paris")["input_ids"]) == "Paris"
     assert capfd.readouterr() == ("", "")
+
+
+def test_bfloat16_is_used_where_it_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    for features, expected in (
+        ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}, torch.float32),
+        ({"architecture": "x86_64", "avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
+        ({"architecture": "aarch64"}, torch.bfloat16),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda answer=features: answer)
+        emulates_bfloat16.cache_clear()
+        assert compute_dtype(CPU) is expected
+        assert compute_dtype(torch.device("cuda")) is torch.bfloat16
+    emulates_bfloat16.cache_clear()
 
 
 def test_the_digest_follows_names_and_contents_only(folder: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn.functional import linear, silu
 
+from llmos.models.loading import emulates_bfloat16
 from llmos.models.lora import LoRALinear, plain_product
 
 Context = Any  # autograd's own context object has no useful type
@@ -32,17 +33,9 @@ def apply(function: type[Function], *inputs: object) -> Any:  # noqa: ANN401 - t
     return function.apply(*inputs)  # type: ignore[no-untyped-call]
 
 
-@cache
-def _emulates_bfloat16() -> bool:
-    """Tell whether this CPU has no bfloat16 instructions, so that float32 is 3-4 times faster."""
-    features = torch.cpu.get_capabilities()
-    native = features.get("avx512_bf16") or features.get("amx_bf16")
-    return features.get("architecture") == "x86_64" and not native
-
-
 def product_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype in which to multiply `x`: its own, or float32 where that is faster."""
-    if x.dtype == torch.bfloat16 and x.device.type == "cpu" and _emulates_bfloat16():
+    if x.dtype == torch.bfloat16 and x.device.type == "cpu" and emulates_bfloat16():
         return torch.float32
     return x.dtype
 

@@ -19,8 +19,8 @@ from llmos.errors import SelfTestFailed
 from llmos.models.lora import LoraAdapter
 
 _TRIAL_STD: Final = 0.02  # of B during the check: at B = 0 the gradient of A is zero
-# Relative error of gradient norms and losses. In bfloat16 two correct ways to compute a gradient of a
-# deep model differ in norm by up to 7 % (30 blocks, measured), its loss by far less.
+# Relative error of gradient norms and losses. In bfloat16 two correct ways to compute a gradient of
+# a deep model differ in norm by up to 7 % (30 blocks, measured), in loss by far less.
 _NORM_TOLERANCE: Final = {torch.bfloat16: 0.15, torch.float16: 0.15}
 _LOSS_TOLERANCE: Final = {torch.bfloat16: 2e-2, torch.float16: 2e-2}
 _DEFAULT_TOLERANCE: Final = 1e-3  # in float32 and better

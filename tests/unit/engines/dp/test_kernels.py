@@ -10,6 +10,7 @@ from torch.autograd import gradcheck
 
 from llmos.engines.dp import kernels
 from llmos.engines.dp.kernels import Fusion, Scratch, apply, product_dtype
+from llmos.models.loading import emulates_bfloat16
 
 IDS = torch.tensor([[5, 8, 13, 21, 34]])
 
@@ -89,10 +90,10 @@ def test_bfloat16_is_widened_only_where_it_is_emulated(monkeypatch: pytest.Monke
         ({"architecture": "aarch64"}, torch.bfloat16),
     ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda answer=features: answer)
-        kernels._emulates_bfloat16.cache_clear()
+        emulates_bfloat16.cache_clear()
         assert product_dtype(x) is expected
         assert product_dtype(x.double()) is torch.float64
-    kernels._emulates_bfloat16.cache_clear()
+    emulates_bfloat16.cache_clear()
 
 
 def test_scratch_is_reused_and_never_given_away() -> None:

@@ -1,0 +1,163 @@
+"""What the tests of a whole home share: notes to learn from, and the check of its books."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import llmos
+
+if TYPE_CHECKING:
+    from llmos.system import System
+
+UNITS = 24
+CLI = str(Path(sys.executable).with_name("llmos"))
+# All units are drawn in every step: their mechanism is the quickest to account for.
+TRAINING: Mapping[str, Any] = {
+    "dataset": "notes",
+    "model": "tiny",
+    "epsilon": 3.0,
+    "steps": 8,
+    "batch": UNITS,
+    "rank": 4,
+    "max_tokens": 32,
+}
+
+
+def write_notes(path: Path, units: int = UNITS) -> Path:
+    """Write one short note of each patient as JSON Lines."""
+    notes = ({"patient_id": f"p{n}", "text": f"Patient {n}: asthma, {n * n}."} for n in range(units))
+    path.write_text("".join(json.dumps(note) + "\n" for note in notes))
+    return path
+
+
+@contextmanager
+def opened(home: Path, **settings: Any) -> Iterator[System]:
+    """Open a home in this process and close its databases afterwards."""
+    system = llmos.open(home, device="cpu", threads=1, **settings)
+    try:
+        yield system
+    finally:
+        close(system)
+
+
+def close(system: System) -> None:
+    """Close the databases of a home."""
+    system.kernel.store.close()
+    system.kernel.vault._store.close()
+
+
+def run_llmos(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Type a command of the installed command line and wait for its end."""
+    return subprocess.run(
+        [CLI, "--home", str(home), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+        env=process_environment() | environment,
+    )
+
+
+@contextmanager
+def training(home: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """Type `llmos train` for the notes; whatever happens, its process is gone after the block."""
+    command = [CLI, "--home", str(home), "train", "--data", "notes", "--model", "tiny"]
+    command += ["--epsilon", "3", "--batch", str(UNITS), "--max-tokens", "32", *options]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=process_environment(),
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def process_environment() -> dict[str, str]:
+    """Return this process's environment without settings of ours, on one CPU thread."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("LLMOS_")}  # noqa: TID251
+    return inherited | {"LLMOS_DEVICE": "cpu", "LLMOS_THREADS": "1", "OMP_NUM_THREADS": "1"}
+
+
+def wait_for_step(process: subprocess.Popen[str], step: int) -> str:
+    """Read what a training says until it shows this step, and return it."""
+    assert process.stdout is not None
+    said = ""
+    for line in process.stdout:
+        said += line
+        if line.startswith(f"  step {step}/"):
+            return said
+    raise AssertionError(f"the training ended before step {step}: {process.stderr.read()}")  # type: ignore[union-attr]
+
+
+@dataclass(frozen=True)
+class Books:
+    """What a refused act must leave as it was."""
+
+    datasets: tuple[str, ...]
+    models: tuple[str, ...]
+    jobs: tuple[tuple[str, str], ...]  # id, state
+    pools: tuple[tuple[str, int, int], ...]  # dataset, spent, held
+    objects: frozenset[str]
+
+
+def books(home: Path, *, strays: int = 0, **settings: Any) -> Books:
+    """Verify log, ledger and vault of a home from the outside, and return what they hold.
+
+    `strays` objects that nothing refers to are tolerated: those that a kill can leave behind.
+    """
+    with opened(home, **settings) as system:
+        return checked_books(system, strays=strays)
+
+
+def checked_books(system: System, *, strays: int = 0) -> Books:
+    """Verify log, ledger and vault of an opened home, and return what they hold."""
+    kernel = system.kernel
+    kernel.auditlog.verify()
+    pools = tuple((pool.dataset, pool.spent, pool.held) for pool in kernel.budget.pools())
+    for dataset, spent, held in pools:
+        assert kernel.budget.recompute(dataset) == (spent, held)
+        reserved = kernel.budget.reservations(dataset)
+        assert spent == sum(r.cost for r in reserved if r.state == "committed")
+        assert held == sum(r.cost for r in reserved if r.state == "held")
+    files = {path.name for path in kernel.config.home.glob("objects/??/*")}
+    with kernel.vault._store.read() as conn:
+        keys = set(conn.exec_driver_sql("SELECT object_id FROM object_keys").scalars())
+    known = {
+        object_id
+        for card in system.datasets.cards()
+        for object_id in (card.object_id, card.holdout_object_id, card.canary_object_id)
+    }
+    known |= {entry.location for entry in system.registry.models() if entry.kind == "adapter"}
+    known |= {job.checkpoint for job in kernel.jobs.jobs() if job.checkpoint is not None}
+    assert known <= files & keys
+    assert len((files | keys) - known) <= strays
+    return Books(
+        datasets=tuple(card.name for card in system.datasets.cards()),
+        models=tuple(entry.name for entry in system.registry.models()),
+        jobs=tuple((job.id, str(job.state)) for job in kernel.jobs.jobs()),
+        pools=pools,
+        objects=frozenset(files),
+    )
+
+
+def log_size(system: System) -> int:
+    """Return how many entries the verified log has."""
+    return system.kernel.auditlog.verify().size
+
+
+def last_records(system: System, count: int) -> list[dict[str, Any]]:
+    """Return the log's newest entries, oldest first."""
+    size = log_size(system)
+    return [entry.fields for entry in system.kernel.auditlog.entries(size - count - 1, count)]
