@@ -1,11 +1,13 @@
 """The frozen blocks below the adapter, computed once for each record instead of in every step.
 
 With an adapter on the last blocks only, what enters them never changes during training. It is kept
-for all records if it fits the allowed memory and is read at least twice on average.
+for all records if it fits the allowed memory and is read at least twice on average. Tokens with
+which all records begin, such as a chat template's system prompt, are run through once in all.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,17 +54,49 @@ def build(
     if first == 0 or size > performance.prefix_cache_bytes or passes < _MIN_PASSES:
         return None
     hidden: list[Tensor] = [torch.empty(0)] * len(records)
+    shared = _shared_tokens(records)
     by_length = sorted(range(len(records)), key=lambda record: len(records[record].ids))
     with torch.no_grad(), _only(adapter, range(first)), _captured(adapter) as captured:
+        start = _run_shared(body, records[0].ids[:shared], weight.device)
+        beginning = captured.pop()[0] if shared else weight.new_empty(0, weight.shape[-1])
         while by_length:
-            count = max(1, performance.microbatch_tokens // len(records[by_length[-1]].ids))
+            rest = len(records[by_length[-1]].ids) - shared
+            count = max(1, performance.microbatch_tokens // rest)
             part, by_length = by_length[-count:], by_length[:-count]
-            rows = [torch.tensor(records[record].ids) for record in part]
-            body(input_ids=pad_sequence(rows, batch_first=True).to(weight.device), use_cache=False)
+            rows = [torch.tensor(records[record].ids[shared:]) for record in part]
+            ids = pad_sequence(rows, batch_first=True).to(weight.device)
+            body(input_ids=ids, **_after(start, len(part)))
             for record, row in zip(part, captured.pop(), strict=True):
-                hidden[record] = row[: len(records[record].ids)].clone()
+                own = row[: len(records[record].ids) - shared]
+                hidden[record] = torch.cat([beginning, own])
     cache = PrefixCache(adapter, tuple(hidden))
     return cache if _is_exact(cache, body, records) else None
+
+
+def _shared_tokens(records: Sequence[TrainingRecord]) -> int:
+    """Count the tokens with which every record begins; each record keeps one of its own."""
+    first = min((record.ids for record in records), key=len)
+    shared = len(first) - 1
+    for record in records:
+        while record.ids[:shared] != first[:shared]:
+            shared -= 1
+    return shared
+
+
+def _run_shared(body: nn.Module, ids: tuple[int, ...], device: torch.device) -> Any:  # noqa: ANN401
+    """Run the shared beginning once and return its keys and values; None if there is none."""
+    if not ids:
+        return None
+    return body(input_ids=torch.tensor([ids], device=device), use_cache=True).past_key_values
+
+
+def _after(start: Any, rows: int) -> dict[str, Any]:  # noqa: ANN401 - Hugging Face's cache
+    """Return the arguments that let `rows` records go on after the shared beginning."""
+    if start is None:
+        return {"use_cache": False}
+    cache = copy.deepcopy(start)
+    cache.batch_repeat_interleave(rows)
+    return {"past_key_values": cache, "use_cache": True}
 
 
 def _is_exact(cache: PrefixCache, body: nn.Module, records: Sequence[TrainingRecord]) -> bool:
