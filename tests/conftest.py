@@ -200,3 +200,70 @@ def system(home: Path) -> Iterator[System]:
     """Open a fresh copy of the prepared home."""
     with opened(home) as system:
         yield system
+
+
+@pytest.fixture(scope="session")
+def measured_home(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a home with `plain` (learnt by heart) and `private`, both measured; to be copied."""
+    import llmos
+
+    folder = tmp_path_factory.mktemp("measured")
+    system = llmos.create(folder / "home", device="cpu", threads=1)
+    system.pull(str(tiny_model_folder), name="tiny")
+    system.import_data(
+        write_notes(folder / "notes.jsonl", units=40),
+        unit="patient_id",
+        text="text",
+        classification="synthetic",
+        epsilon=8,
+        delta=1e-5,
+        holdout=0.5,
+        canaries=120,
+    )
+    common: dict[str, Any] = {"dataset": "notes", "model": "tiny", "max_tokens": 32}
+    system.train(
+        **common, output="plain", private=False, steps=240, batch=16, learning_rate=0.01
+    )
+    units = system.datasets.card("notes").units
+    system.train(**common, output="private", epsilon=3, steps=8, batch=units)
+    system.measure("plain", "private")
+    close(system)
+    return folder / "home"
+
+
+@pytest.fixture(scope="session")
+def refuted_home(measured_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Add `noiseless`, trained without the noise that its ledger entry of epsilon 1 promises."""
+    from llmos.engines.dp import trainer
+
+    home = tmp_path_factory.mktemp("refuted") / "home"
+    shutil.copytree(measured_home, home)
+    with opened(home) as system, pytest.MonkeyPatch.context() as broken:
+        broken.setattr(trainer, "add_gaussian", lambda *_: None)
+        system.train(
+            dataset="notes",
+            model="tiny",
+            output="noiseless",
+            max_tokens=32,
+            epsilon=1,
+            steps=120,
+            batch=system.datasets.card("notes").units,
+            learning_rate=4,
+        )
+    return home
+
+
+@pytest.fixture
+def measured(measured_home: Path, tmp_path: Path) -> Iterator[System]:
+    """Open a fresh copy of the measured home."""
+    shutil.copytree(measured_home, tmp_path / "home")
+    with opened(tmp_path / "home") as system:
+        yield system
+
+
+@pytest.fixture
+def refuted(refuted_home: Path, tmp_path: Path) -> Iterator[System]:
+    """Open a fresh copy of the home whose model `noiseless` breaks its promise."""
+    shutil.copytree(refuted_home, tmp_path / "home")
+    with opened(tmp_path / "home") as system:
+        yield system

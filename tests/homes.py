@@ -68,11 +68,17 @@ def run_llmos(home: Path, *arguments: str, **environment: str) -> subprocess.Com
 
 @contextmanager
 def training(home: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """Type `llmos train` for the notes; whatever happens, its process is gone after the block."""
-    command = [CLI, "--home", str(home), "train", "--data", "notes", "--model", "tiny"]
-    command += ["--epsilon", "3", "--batch", str(UNITS), "--max-tokens", "32", *options]
+    """Type `llmos train` for the notes."""
+    arguments = ["--data", "notes", "--model", "tiny", "--epsilon", "3", "--batch", str(UNITS)]
+    with running(home, "train", *arguments, "--max-tokens", "32", *options) as process:
+        yield process
+
+
+@contextmanager
+def running(home: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Type a command; whatever happens, its process is gone after the block."""
     with subprocess.Popen(
-        command,
+        [CLI, "--home", str(home), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

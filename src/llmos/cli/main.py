@@ -75,19 +75,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
 
 
-def run(arguments: list[str], session: Session | None = None) -> int:  # noqa: PLR0911
-    """Run one command line and return its exit status."""
+def run(arguments: list[str], session: Session | None = None) -> int:
+    """Run one command line and return its exit status; 1 at once where nobody reads its output."""
     try:
         status = llmos.main(args=arguments, prog_name="llmos", standalone_mode=False, obj=session)
         return status if isinstance(status, int) else 0  # click returns what `Exit` carries
     except LlmosError as error:
         _print_error(error, as_json="--json" in arguments)
         return error.exit_status
-    except click.Abort:
+    except (click.Abort, KeyboardInterrupt):  # click turns Ctrl-C into Abort
         click.echo("llmos: error: stopped", err=True)
-        return 130
-    except KeyboardInterrupt:
-        click.echo("\nllmos: error: stopped by Ctrl-C; nothing was left half-done", err=True)
         return 130
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
@@ -95,9 +92,6 @@ def run(arguments: list[str], session: Session | None = None) -> int:  # noqa: P
         if context is not None:
             click.echo(f"llmos: hint: {context.command_path} --help", err=True)
         return error.exit_code
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
 
 
 def _print_error(error: LlmosError, *, as_json: bool) -> None:

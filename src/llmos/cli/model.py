@@ -33,7 +33,9 @@ def pull(session: Session, source: str, name: str | None, as_json: bool) -> None
     if as_json:
         print_json(system.pull(source, name=name).to_dict())
         return
-    with console().status(f"pulling {source}"):
+    from rich.text import Text  # a plain string would be read as markup
+
+    with console().status(Text(f"pulling {source}")):
         entry = system.pull(source, name=name)
     click.echo(f"Model {entry.name} is ready:")
     print_fields(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from llmos.cli.session import Session, json_option, print_json, with_session
@@ -17,11 +19,15 @@ def policy() -> None:
 @with_session
 def show(session: Session) -> None:
     """Print the policies and their schema."""
+    for path in sorted(_folder(session).iterdir()):
+        click.echo(f"// {path}\n{path.read_text()}")
+
+
+def _folder(session: Session) -> Path:
     home = session.config().home
     if not (home / "policy").is_dir():
         raise HomeMissing(f"there is no home at {home}", hint=f"llmos --home {home} init")
-    for path in sorted((home / "policy").iterdir()):
-        click.echo(f"// {path}\n{path.read_text()}")
+    return home / "policy"
 
 
 @policy.command()
@@ -31,7 +37,7 @@ def check(session: Session, as_json: bool) -> None:
     """Validate the policies against their schema; an invalid set denies everything."""
     from llmos.kernel.policy import Policy
 
-    folder = session.config().home / "policy"
+    folder = _folder(session)
     Policy.load(folder)
     if as_json:
         print_json({"folder": str(folder), "valid": True})

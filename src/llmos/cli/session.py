@@ -90,10 +90,10 @@ def with_session(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def console() -> Console:
-    """Return the console for people: standard output, colour only on a terminal."""
+    """Return the console for people: standard output, colour only on a terminal, text as it is."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=False)
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=False)
 
 
 def print_json(value: object) -> None:

@@ -33,7 +33,7 @@ from llmos.workflows.parts import Parts
 from llmos.workflows.training_plan import TrainRequest
 
 # Members and held-out records are compared on at most this many of each, the first in stored order.
-_MOST_RECORDS = 600
+_MOST_RECORDS = 200
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tests.homes import checked_books, last_records, log_size
+
+import llmos
+from llmos.errors import (
+    LeakFound,
+    MeasurementError,
+    ModelError,
+    PermissionDenied,
+    StorageError,
+    UnknownModel,
+    VerificationFailed,
+)
+from llmos.kernel import accounting
+from llmos.system import System
+from llmos.workflows import report
+from llmos.workflows.measure import report_path
+from llmos.workflows.report import read_report
+
+
+def test_a_certificate_is_verified_with_nothing_but_the_public_keys(
+    measured: System, tmp_path: Path
+) -> None:
+    before = checked_books(measured)
+    files = measured.report("private", compare=["plain"], folder=tmp_path / "given")
+    assert checked_books(measured) == before
+    assert files.certificate is not None
+    away = tmp_path / "away"
+    away.mkdir()
+    shutil.copy(files.certificate, away)
+    shutil.copy(files.public_keys, away)
+    shutil.move(measured.kernel.config.home, tmp_path / "gone")
+    verified = llmos.verify(away / files.certificate.name)
+    shutil.move(tmp_path / "gone", measured.kernel.config.home)
+
+    entry = measured.registry.model("private")
+    reservation = measured.kernel.budget.reservation(entry.card["job"])
+    assert verified["model"] == "private"
+    assert verified["sha256"] == entry.digest
+    assert verified["epsilon"] == accounting.epsilon(reservation.mechanism, 1e-5) <= 3
+    assert verified["unit"] == "patient_id"
+    assert verified["production"] is True
+    assert verified["log_index"] == log_size(measured) - 1
+    page = files.page.read_text()
+    assert "private" in page
+    assert "plain" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_every_section_of_a_certificate_points_to_its_log_entry(measured: System) -> None:
+    files = measured.report("private")
+    assert files.certificate is not None
+    import base64
+
+    envelope = json.loads(files.certificate.read_bytes())["envelope"]
+    predicate = json.loads(base64.b64decode(envelope["payload"]))["predicate"]
+    indices = {
+        name: predicate[name]["log_index"]
+        for name in ("guarantee", "algorithm", "implementation", "data", "measured_leakage")
+    }
+    entries = dict(measured.read_log(limit=1000))
+    assert entries[indices["guarantee"]]["details"]["step"] == "settle"
+    assert entries[indices["algorithm"]]["details"]["step"] == "publish"
+    assert entries[indices["implementation"]]["details"]["step"] == "fit"
+    assert entries[indices["data"]]["action"] == "import-data"
+    assert entries[indices["measured_leakage"]]["details"]["verdict"] == "pass"
+
+
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
+def test_a_changed_certificate_is_refused(place: float, measured: System) -> None:
+    files = measured.report("private")
+    assert files.certificate is not None
+    data = bytearray(files.certificate.read_bytes())
+    data[int(len(data) * place)] ^= 1
+    files.certificate.write_bytes(data)
+    with pytest.raises(VerificationFailed):
+        llmos.verify(files.certificate)
+
+
+def test_a_model_trained_from_a_seed_is_certified_as_not_for_production(measured: System) -> None:
+    units = measured.datasets.card("notes").units
+    measured.train(
+        dataset="notes",
+        model="tiny",
+        output="seeded",
+        epsilon=3,
+        steps=8,
+        batch=units,
+        max_tokens=32,
+        seed=1,
+    )
+    measured.measure("seeded")
+    files = measured.report("seeded")
+    assert files.certificate is not None
+    assert llmos.verify(files.certificate)["production"] is False
+
+
+def test_a_model_without_privacy_gets_a_page_and_no_certificate(measured: System) -> None:
+    entries = log_size(measured)
+    files = measured.report("plain")
+    assert files.certificate is None
+    assert files.to_dict()["certificate"] is None
+    assert "plain" in files.page.read_text()
+    assert not list(files.page.parent.glob("*.certificate.json"))
+    assert log_size(measured) == entries
+    checked_books(measured)
+
+
+def test_a_refuted_guarantee_is_never_certified(refuted: System) -> None:
+    refuted.measure("noiseless")
+    before = checked_books(refuted)
+    with pytest.raises(LeakFound, match="gets no certificate"):
+        refuted.report("noiseless")
+    assert not list((refuted.kernel.config.home / "reports").glob("noiseless.*ificate*"))
+    assert checked_books(refuted) == before
+
+
+def test_a_model_that_was_not_measured_is_not_reported(measured: System) -> None:
+    report_path(measured.kernel.config.home, "private").unlink()
+    entries = log_size(measured)
+    with pytest.raises(MeasurementError, match="private has not been measured") as caught:
+        measured.report("private")
+    assert caught.value.hint == "llmos measure private"
+    with pytest.raises(MeasurementError, match="private has not been measured"):
+        measured.report("plain", compare=["private"])
+    assert log_size(measured) == entries
+
+
+def test_only_the_models_own_newest_measurement_counts(measured: System) -> None:
+    home = measured.kernel.config.home
+    private, plain = report_path(home, "private"), report_path(home, "plain")
+    own = private.read_bytes()
+    private.write_bytes(plain.read_bytes())  # another model's, which the log knows as well
+    with pytest.raises(MeasurementError, match="not its newest one"):
+        read_report("private", measured.parts)
+    private.write_bytes(own.replace(b"120", b"121"))
+    with pytest.raises(MeasurementError, match="not its newest one"):
+        read_report("private", measured.parts)
+    private.write_bytes(own)
+    assert read_report("private", measured.parts).model == "private"
+    with measured.kernel.monitor.act(
+        measured.who,
+        report.Action.MEASURE,
+        measured.registry.model("private").resource,
+        details={"leak_report_sha256": "0" * 64},
+    ):
+        pass
+    with pytest.raises(MeasurementError, match="not its newest one"):  # an older one, put back
+        read_report("private", measured.parts)
+
+
+def test_names_and_kinds_are_checked_first(measured: System) -> None:
+    entries = log_size(measured)
+    with pytest.raises(UnknownModel):
+        measured.report("nothing")
+    with pytest.raises(ModelError, match="tiny is a base model"):
+        measured.report("tiny")
+    assert log_size(measured) == entries
+
+
+def test_who_may_not_report_gets_no_file(measured: System) -> None:
+    developer = measured.add_user("dev", ["developer"])
+    before = {path.name for path in (measured.kernel.config.home / "reports").iterdir()}
+    with pytest.raises(PermissionDenied):
+        report.run("private", developer, measured.parts)
+    after = {path.name for path in (measured.kernel.config.home / "reports").iterdir()}
+    assert after <= before | {"home.pub"}
+    assert last_records(measured, 1)[0]["outcome"] == "denied"
+
+
+def test_a_folder_that_cannot_be_written(measured: System, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError):
+        measured.report("private", folder=tmp_path / "file")
+    checked_books(measured)
