@@ -221,9 +221,7 @@ def measured_home(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFact
         canaries=120,
     )
     common: dict[str, Any] = {"dataset": "notes", "model": "tiny", "max_tokens": 32}
-    system.train(
-        **common, output="plain", private=False, steps=240, batch=16, learning_rate=0.01
-    )
+    system.train(**common, output="plain", private=False, steps=240, batch=16, learning_rate=0.01)
     units = system.datasets.card("notes").units
     system.train(**common, output="private", epsilon=3, steps=8, batch=units)
     system.measure("plain", "private")

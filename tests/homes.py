@@ -6,11 +6,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import llmos
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 UNITS = 24
 CLI = str(Path(sys.executable).with_name("llmos"))
 # All units are drawn in every step: their mechanism is the quickest to account for.
-TRAINING: Mapping[str, Any] = {
+TRAINING: Final[dict[str, Any]] = {
     "dataset": "notes",
     "model": "tiny",
     "epsilon": 3.0,
@@ -33,8 +33,9 @@ TRAINING: Mapping[str, Any] = {
 
 def write_notes(path: Path, units: int = UNITS) -> Path:
     """Write one short note of each patient as JSON Lines."""
-    notes = ({"patient_id": f"p{n}", "text": f"Patient {n}: asthma, {n * n}."} for n in range(units))
-    path.write_text("".join(json.dumps(note) + "\n" for note in notes))
+    texts = {f"p{n}": f"Patient {n}: asthma, {n * n}." for n in range(units)}
+    notes = [json.dumps({"patient_id": unit, "text": text}) for unit, text in texts.items()]
+    path.write_text("".join(note + "\n" for note in notes))
     return path
 
 

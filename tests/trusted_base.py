@@ -67,7 +67,9 @@ def main(report_path: str) -> int:
     for text in wrong:
         sys.stderr.write(f"trusted base: {text}\n")
     if not wrong:
-        sys.stdout.write(f"trusted base: {lines} of {LINES_CAP} lines of code, every branch tested\n")
+        sys.stdout.write(
+            f"trusted base: {lines} of {LINES_CAP} lines of code, every branch tested\n"
+        )
     return 1 if wrong else 0
 
 

@@ -90,9 +90,7 @@ def test_a_killed_training_is_resumed_and_charged_once(
 
 def test_a_training_killed_again_and_again_gets_to_its_end(home: Path) -> None:
     with opened(home) as system:
-        job_id = system.submit(
-            system.plan(**(TRAINING | {"steps": STEPS}), checkpoint_every_s=0)
-        )
+        job_id = system.submit(system.plan(**(TRAINING | {"steps": STEPS}), checkpoint_every_s=0))
         for step in (3, 6):
             with running(home, "jobs", "resume", job_id) as process:
                 wait_for_step(process, step)

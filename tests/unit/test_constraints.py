@@ -28,7 +28,8 @@ def pins() -> dict[str, Version]:
 
 def test_every_requirement_of_every_extra_is_satisfied_by_the_pins() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    texts = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    texts = [text for group in groups for text in group]
     for requirement in map(Requirement, texts):
         name = str(canonicalize_name(requirement.name))
         if name != "llmos":

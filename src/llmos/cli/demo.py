@@ -28,10 +28,10 @@ LEAK_TRAINING: Final = (
     "--steps 110 --batch 16 --learning-rate 0.006 --rank 16 --last-layers 6 --max-tokens 96"
 )
 USEFUL_TRAINING: Final = (
-    "--steps 60 --batch 256 --learning-rate 0.002 --rank 16 --last-layers 8 --max-tokens 96"
+    "--steps 50 --batch 192 --learning-rate 0.025 --rank 8 --last-layers 2 --max-tokens 96"
 )
 NONPRIVATE, PRIVATE, USEFUL_MODEL = "leak-nonprivate", "leak-private", "coder-private"
-QUESTION: Final = "Patient, age 61: Displaced fracture of neck of left femur. Category?"
+QUESTION: Final = "Patient, age 61: Pressure ulcer of left heel, stage 3. Category?"
 
 
 @dataclass(slots=True)
@@ -137,7 +137,7 @@ def _train(story: Story) -> None:
     story.type(f"train --data {LEAK} {common} --epsilon 3 --output {PRIVATE} {LEAK_TRAINING}")
     story.say("6. A useful private model: thousands of patients, the same kind of guarantee")
     story.type(
-        f"train --data {USEFUL} {common} --epsilon 3 --output {USEFUL_MODEL} {USEFUL_TRAINING}"
+        f"train --data {USEFUL} {common} --epsilon 8 --output {USEFUL_MODEL} {USEFUL_TRAINING}"
     )
 
 

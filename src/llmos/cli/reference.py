@@ -23,6 +23,7 @@ def commands(
         parent=parent,
         max_content_width=96,
         terminal_width=96,
+        **command.context_settings,
     )
     yield path, command, context
     if isinstance(command, click.Group):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import update_wrapper
@@ -46,9 +47,9 @@ def ask_passphrase() -> str:
     """Ask a person at a terminal; nothing is echoed.
 
     Raises:
-        click.Abort: there is no terminal.
+        WrongPassphrase: there is no terminal.
     """
-    if not click.get_text_stream("stdin").isatty():
+    if not sys.stdin.isatty():
         from llmos.errors import WrongPassphrase
 
         raise WrongPassphrase(

@@ -173,5 +173,7 @@ sealed_secrets = Table(
     "sealed_secrets",
     KEYS,
     Column("name", Text, primary_key=True),
-    Column("sealed", LargeBinary, nullable=False),  # nonce 12 | AES-256-GCM under a key derived from the root
+    Column(
+        "sealed", LargeBinary, nullable=False
+    ),  # nonce 12 | AES-256-GCM under a key derived from the root
 )

@@ -60,9 +60,7 @@ def predict_seconds(
     speed = (
         matmul_flops_per_s(resolve_device(kernel.config.device))
         * _STEP_EFFICIENCY
-        / _flops_per_token(
-        request, base, kernel, text=card.format is RecordFormat.TEXT
-    )
+        / _flops_per_token(request, base, kernel, text=card.format is RecordFormat.TEXT)
     )
     return Prediction(_START_S + tokens / speed, f"estimated at {speed:.0f} tokens/s")
 
@@ -104,7 +102,7 @@ def _block_parameters(config: dict[str, Any]) -> int:
 
 
 def matmul_flops_per_s(device: torch.device) -> float:
-    """Measure a matrix product in the dtype and of a small model's size, for about half a second."""
+    """Measure a matrix product of a small model's size and dtype, for about half a second."""
     matrix = torch.ones(1024, 1024, dtype=compute_dtype(device), device=device)
     float(torch.mm(matrix, matrix)[0, 0])
     fastest = 0.0

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -86,48 +85,6 @@ def test_programs_get_one_value(typed: Type) -> None:
     plan = typed(*ASKED, "--epsilon", "3", "--plan", "--json")
     trained = typed(*ASKED, "--epsilon", "3", "--json")
     assert plan.value["epsilon_pld"] == trained.value["epsilon"] <= 3
-    assert trained.value["plan"] == plan.value | {"predicted_s": trained.value["plan"]["predicted_s"]}
+    planned, made = plan.value, trained.value["plan"]
+    assert made | {"predicted_s": 0} == planned | {"predicted_s": 0}
     assert trained.value["job"].startswith("train-")
-
-
-def test_jobs_are_resumed_and_cancelled_by_name(typed: Type, home: Path) -> None:
-    with opened(home) as system:
-        options = {"dataset": "notes", "model": "tiny", "epsilon": 3.0, "steps": 8, "rank": 4}
-        options |= {"batch": UNITS, "max_tokens": 32}
-        first = system.submit(system.plan(**options, output="first"))
-        second = system.submit(system.plan(**options, output="second"))
-    assert {job["state"] for job in typed("jobs", "ls", "--json").value} == {"queued"}
-    assert typed("jobs", "resume", first, "--json").value["model"] == "first"
-    cancelled = typed("jobs", "cancel", second)
-    assert cancelled.out == f"job {second} is cancelled\n"
-    for job, state in ((first, "done"), (second, "cancelled")):
-        for verb in ("resume", "cancel"):
-            again = typed("jobs", verb, job)
-            assert again.status == 11
-            assert again.err.startswith(f"llmos: error: job {job} is {state} already")
-    assert dict(books(home).jobs) == {first: "done", second: "cancelled"}
-
-
-def test_a_passphrase_opens_a_home_and_another_one_does_not(
-    typing: Callable[[Path], Type], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    home, right, wrong = tmp_path / "home", tmp_path / "right", tmp_path / "wrong"
-    right.write_text("correct horse battery\n")
-    wrong.write_text("incorrect horse\n")
-    typed = typing(home)
-    monkeypatch.setenv("LLMOS_PASSPHRASE_FILE", str(tmp_path / "nothing"))
-    refused = typed("init", "--passphrase")
-    assert (refused.status, home.exists()) == (3, False)
-    monkeypatch.setenv("LLMOS_PASSPHRASE_FILE", str(right))
-    assert typed("init", "--passphrase", "--json").value["root key"] == "passphrase"
-    before = books(home, passphrase_file=right)
-    monkeypatch.setenv("LLMOS_PASSPHRASE_FILE", str(wrong))
-    for command in (("data", "ls"), ("user", "add", "x", "--role", "auditor")):
-        refused = typed(*command)
-        assert (refused.status, refused.out) == (4, "")
-        assert "horse" not in refused.err
-    monkeypatch.delenv("LLMOS_PASSPHRASE_FILE")
-    nobody = typed("data", "ls")
-    assert nobody.status == 4
-    assert "LLMOS_PASSPHRASE_FILE" in nobody.err
-    assert books(home, passphrase_file=right) == before

@@ -29,9 +29,7 @@ def test_peft_loads_what_was_exported_with_equal_logits(measured: System, tmp_pa
     plain = loaded(**ids).logits
     lora.merge(loaded, {path.name: path.read_bytes() for path in written})
     with torch.no_grad():
-        torch.testing.assert_close(
-            loaded(**ids).logits, theirs(**ids).logits, rtol=1e-3, atol=1e-3
-        )
+        torch.testing.assert_close(loaded(**ids).logits, theirs(**ids).logits, rtol=1e-3, atol=1e-3)
     assert (loaded(**ids).logits - plain).abs().max() > 1  # the adapter does something
 
 

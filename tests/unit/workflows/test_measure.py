@@ -44,7 +44,8 @@ def test_models_are_measured_side_by_side_and_recorded(measured: System) -> None
     assert private.canaries is not None
     # The plain model knows its canaries by heart; the private one cannot tell them: by chance its
     # AUC has a standard deviation of 0.05, so 0.75 is passed in about one run of a million.
-    assert plain.canaries.membership.auc > 0.85 > 0.75 > private.canaries.membership.auc
+    assert plain.canaries.membership.auc > 0.85
+    assert private.canaries.membership.auc < 0.75
     assert plain.records.headline.auc > 0.85
     assert private.quality.heldout_records > 0
     card = measured.datasets.card("notes")

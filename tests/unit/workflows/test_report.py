@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ from llmos.errors import (
     VerificationFailed,
 )
 from llmos.kernel import accounting
+from llmos.kernel.policy import Action
 from llmos.system import System
 from llmos.workflows import report
 from llmos.workflows.measure import report_path
@@ -56,8 +58,6 @@ def test_a_certificate_is_verified_with_nothing_but_the_public_keys(
 def test_every_section_of_a_certificate_points_to_its_log_entry(measured: System) -> None:
     files = measured.report("private")
     assert files.certificate is not None
-    import base64
-
     envelope = json.loads(files.certificate.read_bytes())["envelope"]
     predicate = json.loads(base64.b64decode(envelope["payload"]))["predicate"]
     indices = {
@@ -146,7 +146,7 @@ def test_only_the_models_own_newest_measurement_counts(measured: System) -> None
     assert read_report("private", measured.parts).model == "private"
     with measured.kernel.monitor.act(
         measured.who,
-        report.Action.MEASURE,
+        Action.MEASURE,
         measured.registry.model("private").resource,
         details={"leak_report_sha256": "0" * 64},
     ):

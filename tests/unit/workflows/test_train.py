@@ -6,9 +6,9 @@ from threading import Event
 from typing import Any
 
 import pytest
+import torch
 from tests.homes import (
     TRAINING,
-    UNITS,
     Books,
     checked_books,
     last_records,
@@ -31,6 +31,7 @@ from llmos.errors import (
 )
 from llmos.kernel import pricing
 from llmos.kernel.jobs import JobState
+from llmos.kernel.policy import Action
 from llmos.models import lora
 from llmos.models.loading import load_base
 from llmos.system import System
@@ -73,7 +74,7 @@ def test_a_training_is_charged_once_published_and_recorded(system: System) -> No
     reservation = system.kernel.budget.reservations("notes")[0]
     assert (reservation.state, reservation.steps_done) == ("committed", STEPS)
     after = checked_books(system)
-    assert dict((name, spent) for name, spent, _ in after.pools)["notes"] == reservation.cost
+    assert after.pools[0] == ("notes", reservation.cost, 0)
     assert [held for _, _, held in after.pools] == [0, 0]
     assert after.models == (*before.models, "notes-private")
     assert after.jobs == ((reservation.id, "done"),)
@@ -105,10 +106,11 @@ def test_a_training_is_charged_once_published_and_recorded(system: System) -> No
 def test_training_moves_the_model(system: System) -> None:
     system.train(**TRAINING)
     entry = system.registry.model("notes-private")
-    model = load_base(system.registry.folder(system.registry.model("tiny")), _cpu()).model
+    folder = system.registry.folder(system.registry.model("tiny"))
+    model = load_base(folder, torch.device("cpu")).model
     with system.kernel.monitor.admit(
         system.who,
-        train.Action.CHAT,
+        Action.CHAT,
         entry.resource,
         key="test",
         objects={entry.location},
@@ -118,12 +120,6 @@ def test_training_moves_the_model(system: System) -> None:
     adapter = lora.from_peft(model, files)
     assert bool((adapter.vector() != 0).any())
     assert bool(adapter.vector().isfinite().all())
-
-
-def _cpu() -> Any:
-    import torch
-
-    return torch.device("cpu")
 
 
 def test_a_budget_that_does_not_suffice_refuses_before_any_data_is_opened(
@@ -247,7 +243,8 @@ def test_a_job_that_is_done_cannot_be_resumed_or_cancelled(system: System) -> No
 
 def test_cancelling_a_queued_job_gives_everything_back(system: System) -> None:
     job_id = submit(system)
-    assert [held for name, _, held in checked_books(system).pools if name == "notes"][0] > 0
+    reserved = system.kernel.budget.reservation(job_id).cost
+    assert checked_books(system).pools[0] == ("notes", 0, reserved)
     assert system.cancel(job_id) is JobState.CANCELLED
     after = checked_books(system)
     assert [(spent, held) for _, spent, held in after.pools] == [(0, 0), (0, 0)]
@@ -280,7 +277,7 @@ def test_a_running_job_that_is_asked_to_stops_and_pays_for_its_steps(
 ) -> None:
     job_id = submit(system, steps=1000, checkpoint_every_s=1e6)
     with opened(home) as other, pytest.raises(JobCancelled) as caught:
-        # the other one asks after step 2; the row is looked at once a second
+        # The other one asks after step 2; the row is looked at once a second.
         train.run(
             job_id,
             system.who,
@@ -348,7 +345,6 @@ def test_a_failed_job_can_be_resumed_and_is_charged_once(system: System) -> None
 
 
 def test_checkpoints_are_charged_before_they_are_kept(system: System) -> None:
-    """Every state in the vault is of steps that the ledger counts already."""
     job_id = submit(system, checkpoint_every_s=0)
     kept: list[tuple[int, Books]] = []
 
@@ -372,4 +368,3 @@ def test_a_settled_job_opens_no_data_again(system: System) -> None:
     with pytest.raises(LedgerConflict, match="opens no data again"):
         system.resume(job_id)
     assert system.kernel.budget.reservation(job_id).cost == cost(system, job_id, STEPS)
-    assert UNITS == system.datasets.card("notes").units

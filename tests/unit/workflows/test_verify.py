@@ -63,9 +63,7 @@ def test_files_that_cannot_be_read(proof: Path, tmp_path: Path) -> None:
             verify.run(proof, tmp_path / "keys")
 
 
-def test_keys_of_another_home_verify_nothing(
-    proof: Path, system: System, tmp_path: Path
-) -> None:
+def test_keys_of_another_home_verify_nothing(proof: Path, system: System, tmp_path: Path) -> None:
     import llmos
 
     other = llmos.create(tmp_path / "other")
