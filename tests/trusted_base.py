@@ -28,9 +28,9 @@ def trusted_files() -> list[Path]:
 
 
 def code_lines(source: str) -> int:
-    """Count the lines that hold code: neither blank, nor comment, nor docstring.
+    r"""Count the lines that hold code: neither blank, nor comment, nor docstring.
 
-    >>> code_lines("# why\\n\\nx = 1\\n")
+    >>> code_lines("# why\n\nx = 1\n")
     1
     """
     ignored = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}

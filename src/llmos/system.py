@@ -26,8 +26,8 @@ from llmos.workflows.parts import Parts
 if TYPE_CHECKING:
     from llmos.workflows.measure import Measured
     from llmos.workflows.report import ReportFiles
-    from llmos.workflows.train import OnStep
     from llmos.workflows.training_plan import TrainPlan
+    from llmos.workflows.training_view import OnStep
 
 PASSPHRASE = Callable[[], str]
 
@@ -294,7 +294,14 @@ class System:
             self.kernel.identity.revoke_key(conn, key_id)
 
     def add_user(self, name: str, roles: Sequence[str]) -> Principal:
-        """Add a person or program."""
+        """Add a person or program.
+
+        Raises:
+            ConfigError: a role is unknown.
+            PrincipalExists: the name is taken.
+        """
+        if unknown := sorted(set(roles) - set(Role)):
+            raise ConfigError(f"unknown role {unknown[0]!r}", hint=f"one of: {', '.join(Role)}")
         with self.kernel.monitor.act(
             self.who,
             Action.MANAGE_KEYS,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from llmos.cli.session import console
 
 if TYPE_CHECKING:
-    from llmos.workflows.train import StepView
+    from llmos.workflows.training_view import StepView
 
 # Without a terminal (a log file, CI) a line is printed at each tenth of the run instead of a bar.
 _LINES = 10

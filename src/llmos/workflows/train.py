@@ -2,52 +2,18 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from threading import Event
 from typing import Any, Final
 
-from sqlalchemy import Connection
-
-from llmos.data.datasets import DatasetCard
-from llmos.engines.dp.plan import Performance
-from llmos.engines.dp.randomness import Randomness
-from llmos.engines.dp.sampling import TrainingRecord
-from llmos.engines.dp.trainer import FitResult, StepReport, fit
-from llmos.errors import JobCancelled, JobInterrupted, UnaccountableMechanism
-from llmos.kernel import accounting
 from llmos.kernel.identity import Principal
-from llmos.kernel.jobs import Job, JobState
-from llmos.kernel.kernel import Kernel
-from llmos.kernel.monitor import Charge, Grant
+from llmos.kernel.jobs import JobState
 from llmos.kernel.policy import Action, Resource
-from llmos.models import lora
-from llmos.models.encoding import encode
-from llmos.models.loading import load_base, resolve_device
-from llmos.privacy import Classification, PrivacyUnit
 from llmos.workflows.parts import Parts
+from llmos.workflows.training_job import TrainingJob, act, public
 from llmos.workflows.training_plan import TrainPlan, TrainRequest
+from llmos.workflows.training_view import OnStep
 
 KIND: Final = "train"
-_CANCEL_POLL_S: Final = 1.0
-_EPSILON_POINTS: Final = 8
-
-
-@dataclass(frozen=True, slots=True)
-class StepView:
-    """What the live bar may show of one step."""
-
-    step: int  # 1-based
-    steps: int
-    loss: float | None  # nats per token; None where the data's class forbids to show it
-    epsilon: float | None  # charged so far at most; None without privacy
-    tokens_per_s: float
-    seconds_left: float
-
-
-OnStep = Callable[[StepView], None]
 
 
 def submit(plan: TrainPlan, who: Principal, parts: Parts) -> str:
@@ -58,11 +24,11 @@ def submit(plan: TrainPlan, who: Principal, parts: Parts) -> str:
         BudgetExceeded: the dataset's pool cannot pay; says what would still fit.
     """
     request, kernel = plan.request, parts.kernel
-    action, resource, context = _act(request, plan.card)
+    action, resource, context = act(request, plan.card)
     mechanism = request.plan.mechanism
     if mechanism is not None:
         kernel.budget.precompute(request.dataset, mechanism)
-    details = {"step": "submit", **_public(request)}
+    details = {"step": "submit", **public(request)}
     with kernel.monitor.act(who, action, resource, details=details, context=context) as conn:
         job_id = kernel.jobs.submit(conn, KIND, who.name, request.model_dump(mode="json"))
         details["job"] = job_id
@@ -88,7 +54,7 @@ def run(
         JobInterrupted, JobCancelled: it stopped at a step boundary because it was asked to.
         StorageFull: a checkpoint could not be written; the one before it is still good.
     """
-    worker = _Worker(who, parts, interrupt, on_step)
+    worker = TrainingJob(who, parts, interrupt, on_step)
     job = parts.kernel.jobs.run(
         job_id, {"fit": worker.fit, "publish": worker.publish}, interrupt=interrupt
     )
@@ -107,312 +73,12 @@ def cancel(job_id: str, who: Principal, parts: Parts) -> JobState:
     context: dict[str, str] = {}
     if (job := kernel.jobs.job(job_id)).principal == who.name:
         request = TrainRequest.model_validate(job.request)
-        action, resource, context = _act(request, parts.datasets.card(request.dataset))
+        action, resource, context = act(request, parts.datasets.card(request.dataset))
     with kernel.monitor.act(
         who, action, resource, details={"cancel": job_id}, context=context
     ) as conn:
         kernel.jobs.request_cancel(conn, job_id)
     if kernel.jobs.is_live(job_id):
         return JobState.RUNNING
-    _Worker(who, parts, Event(), lambda _view: None).settle_cancelled(kernel.jobs.job(job_id))
+    TrainingJob(who, parts, Event(), lambda _view: None).settle_cancelled(kernel.jobs.job(job_id))
     return kernel.jobs.job(job_id).state
-
-
-@dataclass(slots=True)
-class _Worker:
-    """The two durable steps of a training job: `fit` and `publish`."""
-
-    who: Principal
-    parts: Parts
-    interrupt: Event
-    on_step: OnStep
-    _cancel_checked: float = 0.0
-    _base_dtype: str = ""
-
-    def fit(self, job: Job, results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-        """Train to the end under a grant; the final adapter is in the vault when this returns."""
-        del results
-        job = self.parts.kernel.jobs.job(job.id)
-        request = TrainRequest.model_validate(job.request)
-        card = self.parts.datasets.card(request.dataset)
-        if card.fingerprint != request.fingerprint:
-            raise UnaccountableMechanism(f"{card.name} changed after this job was planned")
-        action, resource, context = _act(request, card)
-        start = time.monotonic()
-        with self.parts.kernel.monitor.admit(
-            self.who,
-            action,
-            resource,
-            key=job.id,
-            objects=frozenset(filter(None, (card.object_id, job.checkpoint))),
-            charge=_charge(request, card),
-            context=context,
-            details={"step": "fit", "resumed": job.checkpoint is not None, **_public(request)},
-        ) as grant:
-            fitted, object_id, digest = self._fit_under(grant, job, request, card)
-        if fitted.steps < request.steps:
-            self._stopped(self.parts.kernel.jobs.job(job.id), fitted.steps)
-        return {
-            "adapter": object_id,
-            "digest": digest,
-            "steps": fitted.steps,
-            "seconds": time.monotonic() - start,
-            "tokens_per_s": fitted.tokens / max(fitted.seconds, 1e-9),
-            "randomness": str(fitted.randomness),
-            "dtype_path": f"base {self._base_dtype}; adapter, gradients, noise, optimizer float32",
-            "self_test": {"gradient_norms_against_autograd": fitted.self_tested},
-        }
-
-    def _fit_under(
-        self, grant: Grant, job: Job, request: TrainRequest, card: DatasetCard
-    ) -> tuple[FitResult, str, str]:
-        kernel = self.parts.kernel
-        base = self.parts.registry.model(request.model)
-        device = resolve_device(kernel.config.device)
-        resume = kernel.vault.read(job.checkpoint, "checkpoint", grant) if job.checkpoint else None
-        loaded = load_base(kernel.config.home / base.location, device)
-        records = tuple(
-            TrainingRecord(record.unit, encoded.ids, encoded.labels_from)
-            for record in self.parts.datasets.open_records(card, grant)
-            for encoded in [
-                encode(record.prompt, record.completion, loaded.tokenizer, request.max_tokens)
-            ]
-        )
-        self._base_dtype = str(next(loaded.model.parameters()).dtype).removeprefix("torch.")
-        adapter = lora.attach(loaded.model, request.lora, seed=request.seed)
-        saver = _Checkpoints(kernel, grant, job, charged=request.noise_multiplier is not None)
-        fitted = fit(
-            adapter,
-            records,
-            request.plan,
-            _performance(request, kernel, device.type),
-            randomness=Randomness.fresh()
-            if request.seed is None
-            else Randomness.insecure_test(request.seed),
-            resume=resume,
-            save=saver.save,
-            save_every_s=request.checkpoint_every_s,
-            on_step=_Viewer(request, card, self.on_step).show,
-            stop=lambda: self.interrupt.is_set() or self._cancelled(job.id),
-        )
-        if fitted.steps < request.steps:
-            return fitted, "", ""
-        files = lora.to_peft(adapter, base.name)
-        return fitted, *self.parts.registry.store_adapter(files)
-
-    def publish(self, job: Job, results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-        """Settle, register the adapter and end the job in one transaction."""
-        request = TrainRequest.model_validate(job.request)
-        kernel, fitted = self.parts.kernel, results["fit"]
-        card = self.parts.datasets.card(request.dataset)
-        mechanism = request.plan.mechanism
-        epsilon = None if mechanism is None else accounting.epsilon(mechanism, request.delta or 0.0)
-        result = {
-            "model": request.output,
-            "epsilon": epsilon,
-            "delta": request.delta,
-            **{name: fitted[name] for name in ("steps", "seconds", "tokens_per_s", "digest")},
-        }
-        checkpoint = kernel.jobs.job(job.id).checkpoint
-        with self._closing(job, request, card, "publish", {"digest": fitted["digest"]}) as closing:
-            grant, conn = closing
-            if grant is not None and mechanism is not None:
-                grant.settle(mechanism, conn=conn, details={"step": "settle"})
-            self.parts.registry.publish_adapter(
-                conn,
-                name=request.output,
-                base=request.model,
-                object_id=fitted["adapter"],
-                digest=fitted["digest"],
-                card=_model_card(job, request, card, fitted, epsilon),
-            )
-            kernel.jobs.set_checkpoint(conn, job.id, None)
-            kernel.jobs.finish(conn, job.id, JobState.DONE, result)
-        if checkpoint is not None:
-            kernel.vault.delete(checkpoint)
-        return result
-
-    def settle_cancelled(self, job: Job) -> None:
-        """Charge a cancelled job for the steps recorded in the ledger, and end it."""
-        request = TrainRequest.model_validate(job.request)
-        kernel = self.parts.kernel
-        card = self.parts.datasets.card(request.dataset)
-        mechanism = request.plan.mechanism
-        steps = 0 if mechanism is None else kernel.budget.reservation(job.id).steps_done
-        with self._closing(job, request, card, "cancel", {"steps_done": steps}) as (grant, conn):
-            if grant is not None and mechanism is not None:
-                if steps == 0:
-                    grant.abort(conn=conn)
-                else:
-                    grant.settle(mechanism.after(steps), conn=conn, details={"step": "settle"})
-            kernel.jobs.set_checkpoint(conn, job.id, None)
-            kernel.jobs.finish(conn, job.id, JobState.CANCELLED, {"steps": steps})
-        if job.checkpoint is not None:
-            kernel.vault.delete(job.checkpoint)
-
-    @contextmanager
-    def _closing(
-        self,
-        job: Job,
-        request: TrainRequest,
-        card: DatasetCard,
-        step: str,
-        details: Mapping[str, Any],
-    ) -> Iterator[tuple[Grant | None, Connection]]:
-        """Yield the grant of the job's charge, if any, and the transaction that ends the job."""
-        action, resource, context = _act(request, card)
-        monitor = self.parts.kernel.monitor
-        facts = {"step": step, "job": job.id, **_public(request), **details}
-        with ExitStack() as stack:
-            grant = None
-            if (charge := _charge(request, card)) is not None:
-                grant = stack.enter_context(
-                    monitor.admit(
-                        self.who,
-                        action,
-                        resource,
-                        key=job.id,
-                        objects=(),
-                        charge=charge,
-                        context=context,
-                        details={"step": f"before {step}"},
-                    )
-                )
-            conn = stack.enter_context(
-                monitor.act(self.who, action, resource, details=facts, context=context)
-            )
-            yield grant, conn
-
-    def _stopped(self, job: Job, steps: int) -> None:
-        """Tell why a fit ended before its last step."""
-        if job.cancel_requested:
-            self.settle_cancelled(job)
-            raise JobCancelled(f"job {job.id} was cancelled after {steps} steps")
-        raise JobInterrupted(
-            f"job {job.id} stopped after step {steps}; nothing is lost",
-            hint=f"go on with: llmos jobs resume {job.id}",
-        )
-
-    def _cancelled(self, job_id: str) -> bool:
-        """Look at the job's row once a second: another process may ask it to stop."""
-        if time.monotonic() - self._cancel_checked < _CANCEL_POLL_S:
-            return False
-        self._cancel_checked = time.monotonic()
-        return self.parts.kernel.jobs.job(job_id).cancel_requested
-
-
-@dataclass(slots=True)
-class _Checkpoints:
-    """Saves states in the one safe order: charge, write, point to it, delete the one before."""
-
-    kernel: Kernel
-    grant: Grant
-    job: Job
-    charged: bool
-    _newest: str | None = None
-
-    def __post_init__(self) -> None:
-        self._newest = self.job.checkpoint
-
-    def save(self, state: bytes, steps: int) -> None:
-        if self.charged:
-            self.grant.progress(steps)
-        object_id = self.kernel.vault.put("checkpoint", state)
-        with self.kernel.store.transaction() as conn:
-            self.kernel.jobs.set_checkpoint(conn, self.job.id, object_id)
-        before, self._newest = self._newest, object_id
-        if before is not None:
-            self.kernel.vault.delete(before)
-
-
-@dataclass(slots=True)
-class _Viewer:
-    """Turns an engine's step report into what the data's class allows to be shown."""
-
-    request: TrainRequest
-    card: DatasetCard
-    on_step: OnStep
-    _curve: dict[int, float] = field(default_factory=dict)
-    _tokens: int = 0
-    _seconds: float = 0.0
-    _seen: int = 0
-
-    def show(self, report: StepReport) -> None:
-        request = self.request
-        self._tokens += report.tokens
-        self._seconds += report.seconds
-        self._seen += 1
-        hidden = self.card.classification is Classification.SENSITIVE
-        self.on_step(
-            StepView(
-                step=report.step,
-                steps=request.steps,
-                loss=None if hidden else report.mean_loss,
-                epsilon=self._epsilon(report.step),
-                tokens_per_s=self._tokens / max(self._seconds, 1e-9),
-                seconds_left=self._seconds / self._seen * (request.steps - report.step),
-            )
-        )
-
-    def _epsilon(self, step: int) -> float | None:
-        """Return the epsilon of the next of a few points: never less than what was spent."""
-        mechanism = self.request.plan.mechanism
-        if mechanism is None:
-            return None
-        every = max(1, -(-self.request.steps // _EPSILON_POINTS))
-        point = min(self.request.steps, -(-step // every) * every)
-        if point not in self._curve:
-            self._curve[point] = accounting.epsilon(
-                mechanism.after(point), self.request.delta or 0.0
-            )
-        return self._curve[point]
-
-
-def _model_card(
-    job: Job,
-    request: TrainRequest,
-    card: DatasetCard,
-    fitted: Mapping[str, Any],
-    epsilon: float | None,
-) -> dict[str, Any]:
-    """Return what the registry keeps about a trained adapter."""
-    return {
-        "dataset": request.dataset,
-        "fingerprint": request.fingerprint,
-        "classification": str(card.classification),
-        "job": job.id,
-        "private": epsilon is not None,
-        "epsilon": epsilon,
-        "delta": request.delta,
-        "request": request.model_dump(mode="json"),
-        **{name: fitted[name] for name in ("steps", "randomness", "seconds", "dtype_path")},
-        "self_test": fitted["self_test"],
-    }
-
-
-def _act(request: TrainRequest, card: DatasetCard) -> tuple[Action, Resource, dict[str, str]]:
-    private = request.noise_multiplier is not None
-    action = Action.TRAIN_PRIVATE if private else Action.TRAIN_WITHOUT_PRIVACY
-    return action, card.resource, {"purpose": request.purpose}
-
-
-def _charge(request: TrainRequest, card: DatasetCard) -> Charge | None:
-    mechanism = request.plan.mechanism
-    if mechanism is None:
-        return None
-    return Charge(card.name, card.fingerprint, PrivacyUnit(card.unit_column).column, mechanism)
-
-
-def _public(request: TrainRequest) -> dict[str, Any]:
-    """Return the numbers of a request that its log records carry."""
-    names = ("model", "output", "steps", "batch", "clip", "noise_multiplier", "delta", "purpose")
-    return {name: getattr(request, name) for name in names if getattr(request, name) is not None}
-
-
-def _performance(request: TrainRequest, kernel: Kernel, device: str) -> Performance:
-    given = (
-        {}
-        if request.microbatch_tokens is None
-        else {"microbatch_tokens": request.microbatch_tokens}
-    )
-    return Performance(threads=kernel.config.threads, device=device, **given)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from llmos.cli.progress import facts, training_progress
-from llmos.workflows.train import StepView
+from llmos.workflows.training_view import StepView
 
 VIEW = StepView(step=1, steps=40, loss=2.5, epsilon=1.25, tokens_per_s=812.4, seconds_left=9.6)
 

@@ -49,6 +49,8 @@ def test_models_are_measured_side_by_side_and_recorded(measured: System) -> None
     assert plain.records.headline.auc > 0.85
     assert private.quality.heldout_records > 0
     card = measured.datasets.card("notes")
+    planted = plain.canaries.membership.members
+    assert plain.quality.member_records == card.records - planted  # members are real people
     assert plain.subject.fingerprint == card.fingerprint
     assert plain.subject.digest == measured.registry.model("plain").digest
 

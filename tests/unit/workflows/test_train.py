@@ -36,7 +36,7 @@ from llmos.models import lora
 from llmos.models.loading import load_base
 from llmos.system import System
 from llmos.workflows import train
-from llmos.workflows.train import StepView
+from llmos.workflows.training_view import StepView
 
 STEPS = TRAINING["steps"]
 
