@@ -114,6 +114,15 @@ def _absolute(path: Path) -> Path:
         raise ConfigError(f"{path}: nobody has this home directory") from error
 
 
+def let_threads_sleep() -> None:
+    """Let idle OpenMP threads sleep instead of spinning, unless the user has said otherwise.
+
+    Where another process shares the cores, spinning at every barrier makes training several times
+    slower. Must be called before PyTorch is loaded.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def child_environment(**extra: str) -> Mapping[str, str]:
     """Return the environment for a child process, without LLMOS secrets in it."""
     inherited = {  # a setting's name is read in any case

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from llmos.config import Config, Device, child_environment, load
+from llmos.config import Config, Device, child_environment, let_threads_sleep, load
 from llmos.errors import ConfigError
 
 
@@ -177,6 +177,17 @@ def test_a_child_process_does_not_get_the_passphrase(
     assert "'LLMOS_PORT': '1002'" in child.stdout
     assert "'GREETING': 'hello'" in child.stdout
     assert load().passphrase == passphrase, "our own environment is as it was"
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_sleep_unless_the_user_says_otherwise(
+    before: str | None, after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if before is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", before)
+    let_threads_sleep()
+    assert child_environment()["OMP_WAIT_POLICY"] == after
 
 
 def test_every_setting_says_what_it_is() -> None:

@@ -30,16 +30,18 @@ class Session:
 
     def config(self) -> Config:
         """Read the configuration."""
-        from llmos.config import load
+        from llmos.config import let_threads_sleep, load
 
+        let_threads_sleep()
         return load(home=self.home, device=self.device)
 
     def system(self) -> System:
         """Open the home, asking for its passphrase when it has one and a person is there."""
         if self.opened is None:
+            config = self.config()  # before PyTorch is loaded
             from llmos.system import boot
 
-            self.opened = boot(self.config(), ask_passphrase=ask_passphrase)
+            self.opened = boot(config, ask_passphrase=ask_passphrase)
         return self.opened
 
 

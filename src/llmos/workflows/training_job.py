@@ -234,8 +234,11 @@ class _Checkpoints:
         if self.charged:
             self.grant.progress(steps)
         object_id = self.kernel.vault.put("checkpoint", state)
-        with self.kernel.store.transaction() as conn:
-            self.kernel.jobs.set_checkpoint(conn, self.job.id, object_id)
+        with ExitStack() as undo:
+            undo.callback(self.kernel.vault.delete, object_id)
+            with self.kernel.store.transaction() as conn:
+                self.kernel.jobs.set_checkpoint(conn, self.job.id, object_id)
+            undo.pop_all()
         before, self._newest = self._newest, object_id
         if before is not None:
             self.kernel.vault.delete(before)

@@ -357,6 +357,26 @@ def test_checkpoints_are_charged_before_they_are_kept(system: System) -> None:
     assert [len(books.objects) for _, books in kept] == [6] + [7] * (STEPS - 1)
 
 
+def test_a_checkpoint_that_the_job_cannot_point_to_is_not_left_behind(system: System) -> None:
+    job_id = submit(system, checkpoint_every_s=0)
+
+    def refuse(view: StepView) -> None:
+        if view.step == 2:
+            with system.kernel.store.transaction() as conn:
+                conn.exec_driver_sql(
+                    "CREATE TRIGGER refuse BEFORE UPDATE OF checkpoint ON jobs "
+                    "BEGIN SELECT RAISE(ABORT, 'no more checkpoints'); END"
+                )
+
+    with pytest.raises(Exception, match="no more checkpoints"):
+        system.resume(job_id, on_step=refuse)
+    assert len(checked_books(system).objects) == 7  # the one before is still there
+    with system.kernel.store.transaction() as conn:
+        conn.exec_driver_sql("DROP TRIGGER refuse")
+    assert system.resume(job_id)["steps"] == STEPS
+    checked_books(system)
+
+
 def test_a_settled_job_opens_no_data_again(system: System) -> None:
     """A job row put back by hand does not make a paid training run twice."""
     system.train(**TRAINING)
