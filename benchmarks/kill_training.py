@@ -25,7 +25,7 @@ from llmos.config import load
 from llmos.data import icd10
 from llmos.models import wheels
 
-STEPS = 40
+STEPS = 60
 LLMOS = [sys.executable, "-m", "llmos.cli.main"]
 
 
@@ -78,7 +78,7 @@ def experiment(kills: int, home: Path) -> dict[str, Any]:
     done, trail = 0, []
     while done < kills and system.kernel.jobs.job(job_id).state != "done":
         # Between the start of the process (about 6 s) and well into its training.
-        killed = run_until_killed(resume, 4 + 10 * secrets.randbelow(1000) / 1000)
+        killed = run_until_killed(resume, 8 + 12 * secrets.randbelow(1000) / 1000)
         done += killed
         pool = system.kernel.budget.pool("leak")
         consistent = system.kernel.budget.recompute("leak") == (pool.spent, pool.held)
