@@ -64,5 +64,6 @@ def test_readme_shows_the_two_commands_and_both_languages_link_each_other() -> N
     assert "README.zh-CN.md" in english.read_text()
     assert "README.md" in chinese.read_text()
     for text in (english.read_text(), chinese.read_text()):
+        assert "@@" not in text, "a figure was not filled in"
         assert "make demo" in text
         assert "make test" in text

@@ -125,7 +125,7 @@ def _prepare(story: Story) -> None:
     story.type(
         f"data import {shlex.quote(str(useful.path))} --name {USEFUL} --unit patient_id "
         f"--prompt note --completion category --classification synthetic "
-        f"--epsilon 12 --delta 1e-5 --holdout 0.1"
+        f"--epsilon 16 --delta 1e-5 --holdout 0.1"
     )
 
 

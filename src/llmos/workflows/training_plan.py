@@ -145,7 +145,7 @@ class TrainPlan:
             "guarantee": f"epsilon {self.epsilon:.3f} at delta {request.delta:g} per {unit} "
             f"(add or remove one; PLD); replace one: {self.epsilon_replace_one:.3f}",
             "budget": f"takes {share:.1%} of {card.name}'s; {self.pool.remaining_share:.1%} is "
-            f"left now, {self.pool.remaining_share - share:.1%} afterwards (Renyi filter)",
+            f"left now, {_afterwards(self.pool.remaining_share - share)} (Renyi filter)",
             "predicted": str(self.predicted),
         }
 
@@ -161,6 +161,10 @@ class TrainPlan:
             "pool_remaining_share": self.pool.remaining_share,
             "predicted_s": self.predicted.seconds,
         }
+
+
+def _afterwards(share: float) -> str:
+    return f"{share:.1%} afterwards" if share >= 0 else "NOT ENOUGH: it would be refused"
 
 
 def make_plan(options: TrainOptions, parts: Parts) -> TrainPlan:
