@@ -115,7 +115,11 @@ def test_a_long_prompt_is_refused_before_anything_is_computed(runtime: Runtime) 
         runtime.stream(QUESTION, max_tokens=250)
 
 
-def test_without_a_limit_the_answer_may_fill_the_context(runtime: Runtime) -> None:
+def test_without_a_limit_the_answer_may_fill_the_context(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Whether a random model ever says its end token depends on the machine's arithmetic.
+    monkeypatch.setattr(runtime, "_end_tokens", frozenset())
     *_, last = runtime.stream(QUESTION, sampling=GREEDY)
     assert last.prompt_tokens + last.completion_tokens == runtime.context_tokens
 
