@@ -10,7 +10,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-
 help:            ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
-demo: $(VENV)/installed-demo     ## the whole story on a real model, in about ten minutes
+demo: $(VENV)/installed-demo     ## the whole story on a real model
 	$(BIN)/llmos demo
 
 test: $(VENV)/installed-dev      ## all tests

@@ -65,7 +65,7 @@ class Story:
 @json_option
 @with_session
 def demo(session: Session, as_json: bool) -> None:
-    """Show the whole story on a built-in model and data, in about ten minutes on two cores.
+    """Show the whole story on a built-in model and data; two cores are enough.
 
     A model is trained on synthetic patient notes with and without privacy, both are attacked, the
     private one gets a certificate, and a second private model learns something useful and is

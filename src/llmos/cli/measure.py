@@ -40,6 +40,7 @@ def measure(session: Session, models: tuple[str, ...], as_json: bool) -> None:
     click.echo(f"plot: {result.plot}")
     for report in result.reports:
         if report.failed and report.bound is not None:
+            click.secho("FAIL", fg="red", bold=True)
             raise LeakFound(
                 f"{report.model} leaks at least epsilon {report.bound.lower:.2f} "
                 f"({report.bound.confidence:.0%} confidence), "
