@@ -40,7 +40,8 @@ bench: $(VENV)/installed-dev     ## ratios against peers, side by side in one ru
 	$(PIP) -e '.[bench]'
 	$(BIN)/python benchmarks/dp_step.py --json benchmarks/results/dp_step.json
 
-nightly: $(VENV)/installed-dev   ## long experiments: leak table over three seeds, 20 kills
+nightly: $(VENV)/installed-dev   ## long experiments: the demo, leak table over three seeds, 20 kills
+	$(BIN)/llmos demo --json
 	$(BIN)/python benchmarks/leak_table.py --json benchmarks/results/leak_table.json
 	$(BIN)/python benchmarks/kill_training.py --json benchmarks/results/kill_training.json
 

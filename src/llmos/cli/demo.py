@@ -25,10 +25,10 @@ LEAK, USEFUL = "icd10-leak", "icd10-useful"
 CANARIES: Final = 120
 # Settings under which the non-private arm memorises its records (measured over several seeds).
 LEAK_TRAINING: Final = (
-    "--steps 110 --batch 16 --learning-rate 0.006 --rank 16 --last-layers 6 --max-tokens 96"
+    "--steps 100 --batch 16 --learning-rate 0.006 --rank 16 --last-layers 6 --max-tokens 96"
 )
 USEFUL_TRAINING: Final = (
-    "--steps 50 --batch 192 --learning-rate 0.025 --rank 8 --last-layers 2 --max-tokens 96"
+    "--steps 90 --batch 64 --learning-rate 0.02 --rank 8 --last-layers 2 --max-tokens 96"
 )
 NONPRIVATE, PRIVATE, USEFUL_MODEL = "leak-nonprivate", "leak-private", "coder-private"
 QUESTION: Final = "Patient, age 61: Pressure ulcer of left heel, stage 3. Category?"
@@ -73,7 +73,8 @@ def demo(session: Session, as_json: bool) -> None:
     Everything stays in a new home: ~/llmos-demo/TIME, or the one given by --home.
     """
     home = Path(session.home) if session.home else _new_home()
-    story = Story(Session(home=str(home)), home)
+    session.home = str(home)
+    story = Story(session, home)
     with _quiet(as_json):
         _prepare(story)
         _train(story)
@@ -222,15 +223,15 @@ def _last_screen(story: Story, reports: dict[str, LeakReport]) -> None:
         "figures",
         ("", "without privacy", "private", "useful and private"),
         [
-            row("planted secrets repeated word for word", "extraction_rate", ".0%"),
-            row("canary membership AUC (0.5 is chance)", "canary_auc", ".3f"),
-            row("record membership AUC", "record_auc", ".3f"),
-            row("epsilon guaranteed by the ledger", "epsilon_ledger", ".2f"),
-            row("epsilon measured, at least (95 %)", "epsilon_lower_bound", ".2f"),
+            row("secrets repeated verbatim", "extraction_rate", ".0%"),
+            row("canary AUC (chance: 0.5)", "canary_auc", ".3f"),
+            row("record AUC (chance: 0.5)", "record_auc", ".3f"),
+            row("epsilon, guaranteed", "epsilon_ledger", ".2f"),
+            row("epsilon, measured at least", "epsilon_lower_bound", ".2f"),
             row("held-out loss, base model", "base_heldout_loss", ".2f"),
             row("held-out loss, trained", "heldout_loss", ".2f"),
-            row("held-out codes right, base model", "base_heldout_exact_match", ".0%"),
-            row("held-out codes right, trained", "heldout_exact_match", ".0%"),
+            row("held-out codes, base model", "base_heldout_exact_match", ".0%"),
+            row("held-out codes, trained", "heldout_exact_match", ".0%"),
         ],
     )
     home = shlex.quote(str(story.home))

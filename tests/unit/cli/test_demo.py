@@ -1,4 +1,4 @@
-"""The pure parts of the demo; the whole of it is run by `make demo`."""
+"""The pure parts of the demo; the whole of it is tests/e2e/test_demo.py and `make demo`."""
 
 from __future__ import annotations
 

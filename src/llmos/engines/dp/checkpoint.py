@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import safetensors.torch
@@ -12,10 +13,18 @@ from llmos.engines.dp.optimizer import TrainingState
 from llmos.engines.dp.plan import DPPlan
 from llmos.errors import EngineError
 
-_TENSORS: Final = {"weights", "first_moment", "second_moment", "step", "plan"}
+_TENSORS: Final = {"weights", "first_moment", "second_moment", "step", "plan", "self_tested"}
 
 
-def encode(state: TrainingState, plan: DPPlan) -> bytes:
+@dataclass(frozen=True, slots=True, eq=False)
+class Checkpoint:
+    """How far a run had come."""
+
+    state: TrainingState
+    self_tested: bool  # whether its gradients had been compared with autograd's
+
+
+def encode(state: TrainingState, plan: DPPlan, *, self_tested: bool) -> bytes:
     """Write a state; the run's random key is not part of it."""
     return safetensors.torch.save(
         {
@@ -24,11 +33,12 @@ def encode(state: TrainingState, plan: DPPlan) -> bytes:
             "second_moment": state.second_moment.cpu(),
             "step": torch.tensor(state.step),
             "plan": torch.tensor(list(bytes.fromhex(plan.digest())), dtype=torch.uint8),
+            "self_tested": torch.tensor(self_tested),
         }
     )
 
 
-def decode(checkpoint: bytes, plan: DPPlan, *, parameters: int, device: str) -> TrainingState:
+def decode(checkpoint: bytes, plan: DPPlan, *, parameters: int, device: str) -> Checkpoint:
     """Read a state back.
 
     Raises:
@@ -46,4 +56,5 @@ def decode(checkpoint: bytes, plan: DPPlan, *, parameters: int, device: str) -> 
     vectors = [tensors[name] for name in ("weights", "first_moment", "second_moment")]
     if any(v.shape != (parameters,) or v.dtype != torch.float32 for v in vectors):
         raise EngineError("the checkpoint belongs to an adapter of another shape")
-    return TrainingState(int(tensors["step"]), *(vector.to(device) for vector in vectors))
+    state = TrainingState(int(tensors["step"]), *(vector.to(device) for vector in vectors))
+    return Checkpoint(state, bool(tensors["self_tested"]))

@@ -49,7 +49,7 @@ class FitResult:
     seconds: float  # of this call
     tokens: int  # of this call
     randomness: RandomnessSource
-    self_tested: bool  # False only if no step of this call had a record
+    self_tested: bool  # False only if no step so far had a record
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,8 +135,8 @@ def fit(
     adapter.model.to(performance.device).eval()
     with _threads(performance.threads):
         run = _prepare(adapter, records, plan, performance, randomness)
-        state = _initial_state(run, resume)
-        tokens, stopped, unproven = 0, False, True
+        start = _start(run, resume)
+        state, tokens, stopped, unproven = start.state, 0, False, True
         while state.step < plan.steps and not stopped:
             if unproven:
                 unproven = not _self_test(run, run.sampler.batch(state.step))
@@ -150,7 +150,8 @@ def fit(
             stopped = stop is not None and state.step < plan.steps and stop()
             due = time.perf_counter() - saved >= save_every_s
             if save is not None and (due or stopped or state.step == plan.steps):
-                save(checkpoint.encode(state, plan), state.step)
+                tested = start.self_tested or not unproven
+                save(checkpoint.encode(state, plan, self_tested=tested), state.step)
                 saved = time.perf_counter()
     return FitResult(
         mechanism_run=None if plan.mechanism is None else plan.mechanism.after(state.step),
@@ -159,7 +160,7 @@ def fit(
         seconds=time.perf_counter() - began,
         tokens=tokens,
         randomness=randomness.source,
-        self_tested=not unproven,
+        self_tested=start.self_tested or not unproven,
     )
 
 
@@ -190,15 +191,15 @@ def _prepare(
     )
 
 
-def _initial_state(run: Run, resume: bytes | None) -> TrainingState:
+def _start(run: Run, resume: bytes | None) -> checkpoint.Checkpoint:
     weights = run.adapter.vector()
     if resume is None:
-        return TrainingState.start(weights)
-    state = checkpoint.decode(
+        return checkpoint.Checkpoint(TrainingState.start(weights), self_tested=False)
+    saved = checkpoint.decode(
         resume, run.plan, parameters=weights.numel(), device=run.performance.device
     )
-    run.adapter.load_vector(state.weights)
-    return state
+    run.adapter.load_vector(saved.state.weights)
+    return saved
 
 
 def _add_gradient(run: Run, microbatch: Microbatch, batch: Batch, total: Tensor) -> Tensor:

@@ -124,6 +124,7 @@ def test_a_finished_checkpoint_needs_no_step(make_adapter: MakeAdapter) -> None:
     weights, result = train(make_adapter(), resume=saved[-1])
     assert torch.equal(weights, whole)
     assert (result.steps, result.tokens, result.finished) == (6, 0, True)
+    assert result.self_tested  # by the run that made the checkpoint
 
 
 def test_resuming_under_another_plan_is_refused(make_adapter: MakeAdapter) -> None:
