@@ -14,7 +14,7 @@ demo: $(VENV)/installed-demo     ## the whole story on a real model
 	$(BIN)/llmos demo
 
 test: $(VENV)/installed-dev      ## all tests
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-report=json:.coverage.json -q
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered --cov-report=json:.coverage.json -q
 	$(BIN)/python tests/trusted_base.py .coverage.json
 
 check: lint types layers test    ## what CI runs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -106,6 +107,16 @@ def wait_for_step(process: subprocess.Popen[str], step: int) -> str:
         if line.startswith(f"  step {step}/"):
             return said
     raise AssertionError(f"the training ended before step {step}: {process.stderr.read()}")  # type: ignore[union-attr]
+
+
+def kill_after_step(process: subprocess.Popen[str], step: int) -> int:
+    """Wait until a training shows this step, kill it, and return the last step that it showed."""
+    said = wait_for_step(process, step)
+    process.kill()
+    assert process.stdout is not None
+    rest = process.stdout.read()  # `communicate` would lose what is buffered already
+    process.wait()
+    return max(int(shown) for shown in re.findall(r"^  step (\d+)/", said + rest, re.MULTILINE))
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ LEAK_TRAINING: Final = (
     "--steps 100 --batch 16 --learning-rate 0.006 --rank 16 --last-layers 6 --max-tokens 96"
 )
 USEFUL_TRAINING: Final = (
-    "--steps 90 --batch 64 --learning-rate 0.02 --rank 8 --last-layers 2 --max-tokens 96"
+    "--steps 150 --batch 40 --learning-rate 0.02 --rank 8 --last-layers 2 --max-tokens 96"
 )
 NONPRIVATE, PRIVATE, USEFUL_MODEL = "leak-nonprivate", "leak-private", "coder-private"
 QUESTION: Final = "Patient, age 61: Pressure ulcer of left heel, stage 3. Category?"
