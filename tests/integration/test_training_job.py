@@ -99,15 +99,15 @@ def test_a_training_killed_again_and_again_gets_to_its_end(home: Path) -> None:
 
 
 def test_ctrl_c_stops_at_a_step_boundary_and_says_how_to_go_on(home: Path) -> None:
-    with training(home, "--steps", "1000") as process:  # many: the signal must arrive in time
-        wait_for_step(process, 100)
+    with training(home, "--steps", "300") as process:  # many: the signal must arrive in time
+        wait_for_step(process, 30)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 11
     with opened(home) as system:
         job_id = only_job(system)
         steps = system.kernel.budget.reservation(job_id).steps_done
-        assert 100 <= steps < 1000
+        assert 30 <= steps < 300
         assert said.splitlines() == [
             f"llmos: error: job {job_id} stopped after step {steps}; nothing is lost",
             f"llmos: hint: go on with: llmos jobs resume {job_id}",
@@ -115,7 +115,7 @@ def test_ctrl_c_stops_at_a_step_boundary_and_says_how_to_go_on(home: Path) -> No
         assert system.job_facts(job_id)["state"] == "interrupted"
         books(home)
         system.resume(job_id)
-    assert_trained_once(home, steps=1000)
+    assert_trained_once(home, steps=300)
 
 
 def test_while_a_training_runs_others_use_the_home_and_one_cancels_it(home: Path) -> None:

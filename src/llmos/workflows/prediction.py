@@ -57,12 +57,12 @@ def predict_seconds(
     tokens = request.steps * request.batch * records_per_unit * per_record
     if (speed := _earlier_speed(request, kernel)) is not None:
         return Prediction(_START_S + tokens / speed, f"{speed:.0f} tokens/s in an earlier run")
-    speed = (
-        matmul_flops_per_s(resolve_device(kernel.config.device))
-        * _STEP_EFFICIENCY
-        / _flops_per_token(request, base, kernel, text=card.format is RecordFormat.TEXT)
-    )
-    return Prediction(_START_S + tokens / speed, f"estimated at {speed:.0f} tokens/s")
+    flops_per_s = matmul_flops_per_s(resolve_device(kernel.config.device)) * _STEP_EFFICIENCY
+    config = json.loads((kernel.config.home / base.location / "config.json").read_bytes())
+    speed = flops_per_s / _flops_per_token(request, config, text=card.format is RecordFormat.TEXT)
+    once_s = _flops_once(request, card, config) / flops_per_s
+    seconds = _START_S + once_s + tokens / speed
+    return Prediction(seconds, f"estimated at {speed:.0f} tokens/s")
 
 
 def _earlier_speed(request: TrainRequest, kernel: Kernel) -> float | None:
@@ -77,21 +77,26 @@ def _earlier_speed(request: TrainRequest, kernel: Kernel) -> float | None:
     return None
 
 
-def _flops_per_token(
-    request: TrainRequest, base: ModelEntry, kernel: Kernel, *, text: bool
-) -> float:
-    """Count multiply-adds of a token in a step: only adapted blocks run, forward and backward.
+def _flops_per_token(request: TrainRequest, config: dict[str, Any], *, text: bool) -> float:
+    """Count multiplications and additions of a token in a step: only adapted blocks run there.
 
-    Blocks below the adapter run once for each record, not in every step. The head runs at label
-    positions: everywhere in plain text, rarely after a prompt.
+    The head runs at label positions: everywhere in plain text, rarely after a prompt.
     """
-    config = json.loads((kernel.config.home / base.location / "config.json").read_bytes())
-    layers = int(config["num_hidden_layers"])
-    block = _block_parameters(config)
     head = int(config["vocab_size"]) * int(config["hidden_size"])
-    adapted = min(request.last_layers or layers, layers)
     labels = 1.0 if text else _LABELS_AFTER_PROMPT
-    return 2.0 * (_BLOCK_PASSES * adapted * block + 2 * labels * head)
+    adapted = _adapted_blocks(request, config)
+    return 2.0 * (_BLOCK_PASSES * adapted * _block_parameters(config) + 2 * labels * head)
+
+
+def _flops_once(request: TrainRequest, card: DatasetCard, config: dict[str, Any]) -> float:
+    """Count those of the blocks below the adapter, which run forward once for each record."""
+    frozen = int(config["num_hidden_layers"]) - _adapted_blocks(request, config)
+    return 2.0 * frozen * _block_parameters(config) * card.characters / _CHARACTERS_PER_TOKEN
+
+
+def _adapted_blocks(request: TrainRequest, config: dict[str, Any]) -> int:
+    layers = int(config["num_hidden_layers"])
+    return min(request.last_layers or layers, layers)
 
 
 def _block_parameters(config: dict[str, Any]) -> int:

@@ -8,6 +8,7 @@ from tests.homes import TRAINING
 
 from llmos.kernel.jobs import JobState
 from llmos.system import System
+from llmos.workflows import prediction
 from llmos.workflows.prediction import Prediction, matmul_flops_per_s
 
 
@@ -26,6 +27,21 @@ def test_the_speed_of_this_machine_is_measured() -> None:
 
 def test_without_history_the_prediction_is_an_estimate(system: System) -> None:
     assert "estimated" in predicted(system).basis
+
+
+def test_what_the_frozen_blocks_cost_does_not_grow_with_the_steps(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speed = 1e6 / 0.55  # so that 1e6 operations a second remain
+    monkeypatch.setattr(prediction, "matmul_flops_per_s", lambda _device: speed)
+
+    def once_s(last_layers: int | None) -> float:
+        short = predicted(system, last_layers=last_layers).seconds
+        return 2 * short - predicted(system, last_layers=last_layers, steps=16).seconds
+
+    # one frozen block: its attention and MLP, 24 notes of about 23 characters, forward
+    weights = 64 * 64 * 3 + 3 * 64 * 96
+    assert once_s(1) - once_s(None) == pytest.approx(2 * weights * 24 * 23 / 3.5 / 1e6, rel=0.05)
 
 
 def finish(system: System, tokens_per_s: float, **changes: Any) -> None:
