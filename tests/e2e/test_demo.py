@@ -55,7 +55,7 @@ def test_the_whole_story(run: Run, tmp_path: Path) -> None:
     said: dict[str, Any] = json.loads(out)
     home = tmp_path / "home"
     assert said["home"] == str(home)
-    assert 0 < said["seconds"] < 600
+    assert said["seconds"] > 0
     assert set(said["arms"]) == {demo.NONPRIVATE, demo.PRIVATE, demo.USEFUL_MODEL}
     plain, private, useful = (
         said["arms"][name] for name in (demo.NONPRIVATE, demo.PRIVATE, demo.USEFUL_MODEL)
