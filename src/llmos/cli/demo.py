@@ -136,7 +136,7 @@ def _train(story: Story) -> None:
     story.type(f"train --data {LEAK} {common} --no-privacy --output {NONPRIVATE} {LEAK_TRAINING}")
     story.say("5. The same training with differential privacy")
     story.type(f"train --data {LEAK} {common} --epsilon 3 --output {PRIVATE} {LEAK_TRAINING}")
-    story.say("6. A useful private model: thousands of patients, the same kind of guarantee")
+    story.say("6. A useful private model: many more patients, the same kind of guarantee")
     story.type(
         f"train --data {USEFUL} {common} --epsilon 8 --output {USEFUL_MODEL} {USEFUL_TRAINING}"
     )

@@ -64,7 +64,8 @@ def llmos(ctx: click.Context, home: str | None) -> None:
     """An operating system for private language models.
 
     Train, deploy and use language models on data that nobody else may see, and prove afterwards
-    what was protected. Start with `llmos demo`; every command takes --help and --json.
+    what was protected. Start with `llmos demo`; every command takes --help, nearly
+    all take --json.
     """
     if not isinstance(ctx.obj, Session):
         ctx.obj = Session(home=home)
