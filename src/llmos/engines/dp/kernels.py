@@ -90,16 +90,16 @@ class _FrozenRmsNorm(Function):
 
     @staticmethod
     def forward(ctx: Context, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        wide = _at_least_float32(x)
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(epsilon))
+        wide = torch.promote_types(x.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+        scale = norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
-        return weight * (wide * scale).to(x.dtype)
+        return weight * _scaled(x, scale).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Context, *gradients: Tensor) -> tuple[Tensor, None, None]:
         x, weight, scale = ctx.saved_tensors
-        g = _at_least_float32(gradients[0]) * weight
-        normal = _at_least_float32(x) * scale
+        g, normal = _scaled(gradients[0], weight), _scaled(x, scale)
         mean = (g * normal).mean(-1, keepdim=True)
         return g.sub_(normal.mul_(mean)).mul_(scale).to(x.dtype), None, None
 
@@ -128,8 +128,10 @@ def gate_gradients(g: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]
     return torch.ops.aten.silu_backward(g * up, gate), silu(gate).mul_(g)
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+def _scaled(x: Tensor, factor: Tensor) -> Tensor:
+    """Return x times `factor` as a fresh tensor in float32 or better, without a third one."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return x * factor if wide is x else wide.mul_(factor)
 
 
 def _norm_forward(norm: Any, x: Tensor) -> Tensor:  # noqa: ANN401 - any class with these parts

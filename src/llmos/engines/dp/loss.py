@@ -111,13 +111,9 @@ class _LabelLoss(Function):
         rows = max(1, _LOGITS // head.out_features)
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
-            logits = _logits(hidden[part], head)  # (n, V)
-            normaliser = logits.logsumexp(1, keepdim=True)
-            target = label[part, None]
-            per_label[part] = (normaliser - logits.gather(1, target)).squeeze(1)
-            softmax = logits.sub_(normaliser).exp_()
-            softmax.scatter_add_(1, target, softmax.new_full(target.shape, -1.0))
-            gradient[part] = _backward(softmax.mul_(weight[part, None]), head, hidden[part])
+            per_label[part], gradient[part] = _cross_entropy(
+                hidden[part], head, label[part], weight[part]
+            )
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(per_label)
         return (per_label * weight).sum(), per_label
@@ -126,6 +122,22 @@ class _LabelLoss(Function):
     def backward(ctx: Context, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * gradients[0].to(gradient.dtype), None, None, None
+
+
+def _cross_entropy(
+    hidden: Tensor, head: nn.Linear, label: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return each label's cross entropy (n,) and the weighted gradient (n, d) of `hidden`."""
+    target = label[:, None]
+    logits = _logits(hidden, head)  # (n, V)
+    largest = logits.amax(1, keepdim=True)
+    at_label = logits.gather(1, target)
+    softmax = logits.sub_(largest).exp_()
+    total = softmax.sum(1, keepdim=True)
+    per_label = (largest + total.log() - at_label).squeeze(1)
+    softmax.mul_(weight[:, None] / total)
+    softmax.scatter_add_(1, target, -weight[:, None].to(softmax.dtype))
+    return per_label, _backward(softmax, head, hidden)
 
 
 def _logits(hidden: Tensor, head: nn.Linear) -> Tensor:

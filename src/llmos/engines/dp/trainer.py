@@ -135,8 +135,8 @@ def fit(
     adapter.model.to(performance.device).eval()
     with _threads(performance.threads):
         run = _prepare(adapter, records, plan, performance, randomness)
-        start = _start(run, resume)
-        state, tokens, stopped, unproven = start.state, 0, False, True
+        state, tested_before = _start(run, resume)
+        tokens, stopped, unproven = 0, False, True
         while state.step < plan.steps and not stopped:
             if unproven:
                 unproven = not _self_test(run, run.sampler.batch(state.step))
@@ -150,7 +150,7 @@ def fit(
             stopped = stop is not None and state.step < plan.steps and stop()
             due = time.perf_counter() - saved >= save_every_s
             if save is not None and (due or stopped or state.step == plan.steps):
-                tested = start.self_tested or not unproven
+                tested = tested_before or not unproven
                 save(checkpoint.encode(state, plan, self_tested=tested), state.step)
                 saved = time.perf_counter()
     return FitResult(
@@ -160,7 +160,7 @@ def fit(
         seconds=time.perf_counter() - began,
         tokens=tokens,
         randomness=randomness.source,
-        self_tested=start.self_tested or not unproven,
+        self_tested=tested_before or not unproven,
     )
 
 
@@ -191,15 +191,16 @@ def _prepare(
     )
 
 
-def _start(run: Run, resume: bytes | None) -> checkpoint.Checkpoint:
+def _start(run: Run, resume: bytes | None) -> tuple[TrainingState, bool]:
+    """Return the state to go on from, and whether its run had been self-tested."""
     weights = run.adapter.vector()
     if resume is None:
-        return checkpoint.Checkpoint(TrainingState.start(weights), self_tested=False)
+        return TrainingState.start(weights), False
     saved = checkpoint.decode(
         resume, run.plan, parameters=weights.numel(), device=run.performance.device
     )
     run.adapter.load_vector(saved.state.weights)
-    return saved
+    return saved.state, saved.self_tested
 
 
 def _add_gradient(run: Run, microbatch: Microbatch, batch: Batch, total: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -217,6 +218,20 @@ def test_divergence_is_an_error(make_adapter: MakeAdapter) -> None:
     plan = replace(PLAN, privacy=None, optimizer=settings)
     with pytest.raises(EngineError, match="diverged"):
         train(make_adapter(), plan)
+
+
+def test_only_the_latest_state_is_kept(make_adapter: MakeAdapter) -> None:
+    adapter = make_adapter()
+    size = adapter.vector().numel()
+    kept: list[int] = []
+
+    def count(_: StepReport) -> None:
+        gc.collect()
+        flat = [o for o in gc.get_objects() if type(o) is Tensor and o.shape == (size,)]
+        kept.append(len(flat))
+
+    train(adapter, on_step=count)
+    assert kept[1:] == [3] * (PLAN.steps - 1)  # weights and two moments
 
 
 def test_threads_are_given_back(make_adapter: MakeAdapter) -> None:
