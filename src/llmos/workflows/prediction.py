@@ -11,6 +11,8 @@ import torch
 
 from llmos.data.datasets import DatasetCard
 from llmos.data.records import RecordFormat
+from llmos.engines.dp import prefix
+from llmos.engines.dp.plan import Performance
 from llmos.kernel.jobs import JobState
 from llmos.kernel.kernel import Kernel
 from llmos.models.loading import compute_dtype, resolve_device
@@ -57,11 +59,19 @@ def predict_seconds(
     tokens = request.steps * request.batch * records_per_unit * per_record
     if (speed := _earlier_speed(request, kernel)) is not None:
         return Prediction(_START_S + tokens / speed, f"{speed:.0f} tokens/s in an earlier run")
-    flops_per_s = matmul_flops_per_s(resolve_device(kernel.config.device)) * _STEP_EFFICIENCY
+    device = resolve_device(kernel.config.device)
+    flops_per_s = matmul_flops_per_s(device) * _STEP_EFFICIENCY
     config = json.loads((kernel.config.home / base.location / "config.json").read_bytes())
     speed = flops_per_s / _flops_per_token(request, config, text=card.format is RecordFormat.TEXT)
-    once_s = _flops_once(request, card, config) / flops_per_s
-    seconds = _START_S + once_s + tokens / speed
+    each_bytes = int(config["hidden_size"]) * compute_dtype(device).itemsize
+    own_tokens = card.characters / _CHARACTERS_PER_TOKEN  # a shared beginning is run once in all
+    kept = prefix.pays(
+        int(card.records * per_record * each_bytes),
+        request.steps * request.batch / card.units,
+        Performance(),
+    )
+    frozen_flops = _frozen_flops_per_token(request, config) * (own_tokens if kept else tokens)
+    seconds = _START_S + frozen_flops / flops_per_s + tokens / speed
     return Prediction(seconds, f"estimated at {speed:.0f} tokens/s")
 
 
@@ -78,7 +88,7 @@ def _earlier_speed(request: TrainRequest, kernel: Kernel) -> float | None:
 
 
 def _flops_per_token(request: TrainRequest, config: dict[str, Any], *, text: bool) -> float:
-    """Count multiplications and additions of a token in a step: only adapted blocks run there.
+    """Count multiplications and additions of a token in the adapted blocks and the head.
 
     The head runs at label positions: everywhere in plain text, rarely after a prompt.
     """
@@ -88,10 +98,10 @@ def _flops_per_token(request: TrainRequest, config: dict[str, Any], *, text: boo
     return 2.0 * (_BLOCK_PASSES * adapted * _block_parameters(config) + 2 * labels * head)
 
 
-def _flops_once(request: TrainRequest, card: DatasetCard, config: dict[str, Any]) -> float:
-    """Count those of the blocks below the adapter, which run forward once for each record."""
+def _frozen_flops_per_token(request: TrainRequest, config: dict[str, Any]) -> float:
+    """Count those of the blocks below the adapter, which only run forward."""
     frozen = int(config["num_hidden_layers"]) - _adapted_blocks(request, config)
-    return 2.0 * frozen * _block_parameters(config) * card.characters / _CHARACTERS_PER_TOKEN
+    return 2.0 * frozen * _block_parameters(config)
 
 
 def _adapted_blocks(request: TrainRequest, config: dict[str, Any]) -> int:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from tests.homes import TRAINING
 
+from llmos.engines.dp.plan import Performance
 from llmos.kernel.jobs import JobState
 from llmos.system import System
 from llmos.workflows import prediction
@@ -42,6 +44,23 @@ def test_what_the_frozen_blocks_cost_does_not_grow_with_the_steps(
     # one frozen block: its attention and MLP, 24 notes of about 23 characters, forward
     weights = 64 * 64 * 3 + 3 * 64 * 96
     assert once_s(1) - once_s(None) == pytest.approx(2 * weights * 24 * 23 / 3.5 / 1e6, rel=0.05)
+
+
+def test_frozen_blocks_that_are_not_kept_run_in_every_step(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prediction, "matmul_flops_per_s", lambda _device: 1e6 / 0.55)
+
+    def slower_s() -> float:
+        frozen, none = (predicted(system, last_layers=last).seconds for last in (1, None))
+        return none - frozen
+
+    kept = slower_s()
+    monkeypatch.setattr(prediction, "Performance", partial(Performance, prefix_cache_bytes=1))
+    # instead of once for the 24 notes, 8 times for each with its start token
+    per_token_s = 2 * (64 * 64 * 3 + 3 * 64 * 96) / 1e6
+    more_tokens = 24 * (8 * (23 / 3.5 + 1) - 23 / 3.5)
+    assert kept - slower_s() == pytest.approx(more_tokens * per_token_s, rel=0.05)
 
 
 def finish(system: System, tokens_per_s: float, **changes: Any) -> None:

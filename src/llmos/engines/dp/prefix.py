@@ -39,6 +39,11 @@ class PrefixCache:
             return _last_hidden(body(inputs_embeds=entering, use_cache=False))
 
 
+def pays(size_bytes: int, passes: float, performance: Performance) -> bool:
+    """Say whether outputs of that size, read `passes` times on average, are worth keeping."""
+    return size_bytes <= performance.prefix_cache_bytes and passes >= _MIN_PASSES
+
+
 def build(
     adapter: LoraAdapter,
     body: nn.Module,
@@ -51,7 +56,7 @@ def build(
     weight = next(body.parameters())
     size = sum(len(record.ids) for record in records) * weight.shape[-1] * weight.element_size()
     passes = plan.steps * plan.sampling_probability
-    if first == 0 or size > performance.prefix_cache_bytes or passes < _MIN_PASSES:
+    if first == 0 or not pays(size, passes, performance):
         return None
     hidden: list[Tensor] = [torch.empty(0)] * len(records)
     shared = _shared_tokens(records)
