@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.homes import TRAINING, UNITS, books, kill_after_step, opened, run_llmos, running
 
-STEPS = 19
+STEPS = 100  # of which each tenth is shown
 DETACHED = ["train", "--data", "notes", "--model", "tiny", "--epsilon", "3", "--batch", str(UNITS)]
 DETACHED += ["--max-tokens", "32", "--rank", "4", "--detach"]
 
@@ -28,12 +28,11 @@ def test_a_killed_workers_job_is_finished_by_another_worker(home: Path) -> None:
     detached = json.loads(run_llmos(home, *DETACHED, *options).stdout)
     job_id = detached["job"]
     with running(home, "jobs", "work") as worker:
-        shown = kill_after_step(worker, 7)
-    assert shown < STEPS
+        kill_after_step(worker, 20)
     books(home, strays=2)
     with opened(home) as system:
         assert system.job_facts(job_id)["state"] == "interrupted"
-        assert system.kernel.budget.reservation(job_id).steps_done >= 6
+        assert system.kernel.budget.reservation(job_id).steps_done >= 19
     (left,) = json.loads(run_llmos(home, "jobs", "work", "--once", "--json").stdout)
     assert (left["id"], left["state"], left["error"]) == (job_id, "done", None)
     assert left["result"]["steps"] == STEPS

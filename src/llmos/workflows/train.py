@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection
 
-from llmos.errors import JobBusy
+from llmos.errors import ConfigError, JobBusy
 from llmos.kernel.identity import Principal
 from llmos.kernel.jobs import JobState
 from llmos.kernel.policy import Action, Resource
@@ -70,9 +70,12 @@ def retry(job_id: str, who: Principal, parts: Parts, *, reason: str) -> None:
     """Put a failed job back into the queue, and record why.
 
     Raises:
+        ConfigError: the reason is empty.
         PermissionDenied: it is another's job, and policy lets `who` manage only their own.
         JobError: the job has not failed.
     """
+    if not reason.strip():
+        raise ConfigError("a job is not tried again without a reason", hint="--reason TEXT")
     details = {"retry": job_id, "reason": reason}
     with _managing(job_id, who, parts, details) as conn:
         parts.kernel.jobs.retry(conn, job_id)

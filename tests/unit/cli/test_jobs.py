@@ -29,6 +29,9 @@ def test_a_failed_job_is_retried_for_a_reason(typed: Type, home: Path) -> None:
     unreasoned = typed("jobs", "retry", job_id)
     assert unreasoned.status == 2
     assert "--reason" in unreasoned.err
+    empty = typed("jobs", "retry", job_id, "--reason", " ")
+    assert empty.status == 3
+    assert empty.err.startswith("llmos: error: a job is not tried again without a reason")
     queued = typed("jobs", "retry", job_id, "--reason", "to see")
     assert queued.status == 11
     assert queued.err.startswith(f"llmos: error: job {job_id} is queued; only a failed job")
