@@ -173,11 +173,11 @@ def test_a_job_is_not_taken_again_before_someone_has_changed_it(queue: Queue) ->
     assert queue.ran == [job_id, job_id, changing, job_id]
 
 
-def test_a_waiting_worker_runs_what_comes_until_it_is_interrupted(queue: Queue) -> None:
+def test_a_waiting_worker_runs_what_comes_until_ctrl_c(queue: Queue) -> None:
     looks = 0
 
     class Looked(Event):
-        """A wait that is over at once: a job has come, or the time to stop."""
+        """A wait that is over at once: a job has come, or Ctrl-C."""
 
         def wait(self, timeout: float | None = None) -> bool:
             nonlocal looks
@@ -185,12 +185,16 @@ def test_a_waiting_worker_runs_what_comes_until_it_is_interrupted(queue: Queue) 
             looks += 1
             if looks < 3:
                 queue.submit(queue.end)
-            else:
-                self.set()
-            return self.is_set()
+                return False
+            os.kill(os.getpid(), signal.SIGINT)
+            return super().wait(60)
 
     queue.interrupt = Looked()
-    queue.work(once=False)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        queue.work(once=False)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert [state for _, state, _ in queue.reports] == [JobState.DONE] * 2
 
 
