@@ -173,8 +173,6 @@ def served_home(
 @pytest.fixture(scope="session")
 def prepared_home(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a home with the model `tiny` and the datasets `notes` and `ward`; only to be copied."""
-    import dbos  # noqa: F401 - it keeps the standard error of this moment: not that of `capsys`
-
     import llmos
 
     folder = tmp_path_factory.mktemp("prepared")

@@ -11,7 +11,7 @@ LlmosError
   IntegrityError:  TamperedObject, TamperedLog, VerificationFailed, HashMismatch
   StorageError:    StorageFull, HomeExists, HomeMissing
   NetworkError
-  JobError:        UnknownJob, JobBusy, JobCancelled, JobInterrupted
+  JobError:        UnknownJob, JobBusy, JobOvertaken, JobCancelled, JobInterrupted
   RequestError:    InvalidField, PromptTooLong, RequestTooLarge, TooManyRequests
   MeasurementError
   LeakFound
@@ -287,6 +287,10 @@ class UnknownJob(JobError):
 
 class JobBusy(JobError):
     """Another live process is running this job."""
+
+
+class JobOvertaken(JobError):
+    """A later run of this job has begun; the earlier one can write nothing any more."""
 
 
 class JobCancelled(JobError):

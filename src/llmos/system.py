@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,7 +18,7 @@ from llmos.data.datasets import DatasetCard, Datasets
 from llmos.errors import ConfigError, UnknownModel
 from llmos.kernel import kernel as kernels
 from llmos.kernel.identity import IssuedKey, Principal, Role
-from llmos.kernel.jobs import JobState
+from llmos.kernel.jobs import Job, JobState
 from llmos.kernel.kernel import Kernel
 from llmos.kernel.policy import Action, Resource
 from llmos.models.registry import ModelEntry, Registry
@@ -165,14 +166,54 @@ class System:
         """Plan, submit and run a training to its end."""
         return self.resume(self.submit(self.plan(**options)), on_step=on_step)
 
-    def resume(self, job_id: str, *, on_step: OnStep | None = None) -> dict[str, Any]:
+    def resume(
+        self, job_id: str, *, on_step: OnStep | None = None, interrupt: Event | None = None
+    ) -> dict[str, Any]:
         """Run a submitted job, or go on with one that was cut off; others' jobs need a right."""
         from llmos.workflows import train
 
         if self.kernel.jobs.job(job_id).principal != self.who.name:
             self.kernel.monitor.authorize(self.who, Action.MANAGE_JOBS, self._home())
         show = on_step or (lambda _view: None)
-        return train.run(job_id, self.who, self.parts, interrupt=Event(), on_step=show)
+        stop = interrupt or Event()
+        return train.run(job_id, self.who, self.parts, interrupt=stop, on_step=show)
+
+    def retry(self, job_id: str, *, reason: str, on_step: OnStep | None = None) -> dict[str, Any]:
+        """Put a failed job back into the queue, record why, and run it; see `resume`."""
+        from llmos.workflows import train
+
+        train.retry(job_id, self.who, self.parts, reason=reason)
+        return self.resume(job_id, on_step=on_step)
+
+    def work(
+        self,
+        *,
+        once: bool = True,
+        watch: Callable[[str], AbstractContextManager[OnStep]] | None = None,
+        report: Callable[[dict[str, Any]], None] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Run queued and interrupted jobs, oldest first, and return how each was left.
+
+        Without `once` it goes on until Ctrl-C. `watch` makes the callback for a job's steps,
+        `report` is called when a job was left.
+        """
+        from llmos.workflows import worker
+
+        interrupt, done = Event(), list[dict[str, Any]]()
+        watched = watch or (lambda _job_id: nullcontext(lambda _view: None))
+
+        def run(job_id: str) -> None:
+            with watched(job_id) as on_step:
+                self.resume(job_id, on_step=on_step, interrupt=interrupt)
+
+        def left(job: Job, error: str | None) -> None:
+            state = self._job_state(job.id, job.state)
+            done.append({"id": job.id, "state": state, "error": error, "result": job.result})
+            if report is not None:
+                report(done[-1])
+
+        worker.work(self.kernel.jobs, run, left, once=once, interrupt=interrupt)
+        return done
 
     def cancel(self, job_id: str) -> JobState:
         """Stop a job at its next step; only steps that were run are charged."""

@@ -25,7 +25,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
     "code", ["import llmos", "from llmos.cli.main import run; run(['--help'])"]
 )
 def test_importing_llmos_and_asking_for_help_load_nothing_heavy(code: str) -> None:
-    heavy = {"torch", "transformers", "sqlalchemy", "dp_accounting", "dbos", "matplotlib", "rich"}
+    heavy = {"torch", "transformers", "sqlalchemy", "dp_accounting", "matplotlib", "rich"}
     check = f"{code}\nimport sys\nprint(sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"

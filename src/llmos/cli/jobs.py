@@ -1,6 +1,11 @@
-"""`llmos jobs`: list, show, resume and cancel jobs."""
+"""`llmos jobs`: list, show, resume, retry, cancel and work on jobs."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,10 +19,14 @@ from llmos.cli.session import (
     with_session,
 )
 
+if TYPE_CHECKING:
+    from llmos.system import System
+    from llmos.workflows.training_view import OnStep
+
 
 @click.group()
 def jobs() -> None:
-    """List, show, resume and cancel jobs."""
+    """List, show, resume, retry, cancel and work on jobs."""
 
 
 @jobs.command("ls")
@@ -59,15 +68,48 @@ def show(session: Session, job_id: str, as_json: bool) -> None:
 @with_session
 def resume(session: Session, job_id: str, as_json: bool) -> None:
     """Go on with a job that was killed, interrupted or failed; nothing is charged twice."""
-    from llmos.cli.progress import training_progress
+    _run(session, job_id, session.system().resume, as_json=as_json)
 
+
+@jobs.command()
+@click.argument("job_id")
+@click.option("--reason", required=True, help="Why it will work now; kept in the audit log.")
+@device_option
+@json_option
+@with_session
+def retry(session: Session, job_id: str, reason: str, as_json: bool) -> None:
+    """Run a failed job again, from the steps that it completed; nothing is charged twice."""
+    _run(session, job_id, partial(session.system().retry, reason=reason), as_json=as_json)
+
+
+@jobs.command()
+@click.option("--once", is_flag=True, help="Stop when no job waits; default: wait for more.")
+@device_option
+@json_option
+@with_session
+def work(session: Session, once: bool, as_json: bool) -> None:
+    """Run the jobs that are queued or were interrupted, oldest first, until Ctrl-C.
+
+    A job that another process runs is left to it; one that fails is reported, and the next begins.
+    """
     system = session.system()
-    with training_progress(system.job_steps(job_id), quiet=as_json) as progress:
-        result = system.resume(job_id, on_step=progress)
+
+    @contextmanager
+    def watch(job_id: str) -> Iterator[OnStep]:
+        if not as_json:
+            click.echo(f"job {job_id}")
+        with _progress(system, job_id, as_json=as_json) as progress:
+            yield progress
+
+    def report(left: dict[str, Any]) -> None:
+        why = f": {left['error']}" if left["error"] else ""
+        click.echo(f"job {left['id']} is {left['state']}{why}")
+
+    done = system.work(once=once, watch=watch, report=None if as_json else report)
     if as_json:
-        print_json(result)
-        return
-    click.echo(f"job {job_id} is done: model {result['model']}")
+        print_json(done)
+    elif not done:
+        click.echo("no job waits")
 
 
 @jobs.command()
@@ -81,3 +123,18 @@ def cancel(session: Session, job_id: str, as_json: bool) -> None:
         print_json({"id": job_id, "state": state})
         return
     click.echo(f"job {job_id} {'stops at its next step' if state == 'running' else f'is {state}'}")
+
+
+def _run(session: Session, job_id: str, run: Callable[..., Any], *, as_json: bool) -> None:
+    with _progress(session.system(), job_id, as_json=as_json) as progress:
+        result = run(job_id, on_step=progress)
+    if as_json:
+        print_json(result)
+        return
+    click.echo(f"job {job_id} is done: model {result['model']}")
+
+
+def _progress(system: System, job_id: str, *, as_json: bool) -> AbstractContextManager[OnStep]:
+    from llmos.cli.progress import training_progress
+
+    return training_progress(system.job_steps(job_id), quiet=as_json)

@@ -22,7 +22,7 @@ NOUNS: Final[dict[str, tuple[str, str]]] = {
     "model": ("model", "Pull, list, show and export models."),
     "data": ("data", "Import, list and show datasets."),
     "train": ("train", "Fine-tune a model on a dataset under a privacy budget."),
-    "jobs": ("jobs", "List, show, resume and cancel jobs."),
+    "jobs": ("jobs", "List, show, resume, retry, cancel and work on jobs."),
     "budget": ("budget", "List, show and explain privacy budgets."),
     "measure": ("measure", "Measure what models leak about their training data."),
     "report": ("report", "Write a signed certificate and an HTML report for a model."),

@@ -42,10 +42,17 @@ if TYPE_CHECKING:
 @click.option("--microbatch-tokens", type=int, help="Tokens at once; speed and memory only.")
 @click.option("--checkpoint-every", type=float, default=30.0, show_default=True, help="Seconds.")
 @click.option("--plan", "plan_only", is_flag=True, help="Print the plan and stop.")
+@click.option("--detach", is_flag=True, help="Queue the job for `llmos jobs work` and stop.")
 @device_option
 @json_option
 @with_session
-def train(session: Session, plan_only: bool, as_json: bool, **options: Any) -> None:  # noqa: ANN401
+def train(
+    session: Session,
+    plan_only: bool,
+    detach: bool,
+    as_json: bool,
+    **options: Any,  # noqa: ANN401
+) -> None:
     """Fine-tune a model with LoRA on a dataset, under a privacy budget."""
     from llmos.cli.progress import training_progress
 
@@ -60,6 +67,13 @@ def train(session: Session, plan_only: bool, as_json: bool, **options: Any) -> N
             print_json(plan.to_dict())
         return
     job_id = system.submit(plan)
+    if detach:
+        if as_json:
+            print_json({"job": job_id, "state": "queued", "plan": plan.to_dict()})
+            return
+        click.echo(f"\njob {job_id} is queued")
+        click.echo(f"Next: llmos jobs work --once, or llmos jobs resume {job_id}")
+        return
     if not as_json:
         click.echo(f"\njob {job_id} (after a crash: llmos jobs resume {job_id})")
     with training_progress(plan.steps, quiet=as_json) as progress:

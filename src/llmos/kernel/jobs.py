@@ -1,34 +1,34 @@
-"""Durable jobs: rows in kernel.db, steps made durable by DBOS, one live process a job by lease.
+"""Durable jobs: rows, and the results of their steps, in kernel.db; one live process by lease.
 
 A step is at least once: its result is stored when it has returned, and a process that goes on with
 the job gets the stored results and begins with the first step that has none. Whether the process
 before it was killed, was stopped by Ctrl-C or failed makes no difference.
+
+Each run takes the job's next attempt number, and every write of the run names it. So a run that
+another one has overtaken, although both believed to have the lease, changes nothing any more.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import signal
-import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import Any
 
 import rfc8785
 from sqlalchemy import Connection, Row, insert, select, update
-from sqlalchemy.exc import DBAPIError
 
 from llmos.errors import (
-    IntegrityError,
     JobError,
     JobInterrupted,
+    JobOvertaken,
     LlmosError,
     StorageError,
     UnknownJob,
@@ -38,11 +38,6 @@ from llmos.kernel.store import Store, now
 
 JsonObject = dict[str, Any]
 Step = Callable[["Job", Mapping[str, JsonObject]], JsonObject]
-
-_SAFE_SERIALIZER: Final = "portable_json"
-_HINT: Final = "move it away: unfinished jobs then go on from their newest checkpoint"
-_BUSY_TIMEOUT_S: Final = 30.0  # as DBOS has it
-_one_at_a_time: Final = threading.Lock()  # DBOS is one per process
 
 
 class JobState(StrEnum):
@@ -70,31 +65,26 @@ class Job:
     error: str | None
     created_at: str
     updated_at: str
+    attempt: int  # the run that made this value; its writes are refused once a later one began
 
 
 def _job(row: Row[Any]) -> Job:
-    return Job(
-        id=row.id,
-        kind=row.kind,
-        principal=row.principal,
-        request=json.loads(row.request),
-        state=JobState(row.state),
-        cancel_requested=bool(row.cancel_requested),
-        checkpoint=row.checkpoint,
-        result=json.loads(row.result) if row.result else None,
-        error=row.error,
-        created_at=row.created_at,
-        updated_at=row.updated_at,
-    )
+    parsed = {
+        "request": json.loads(row.request),
+        "state": JobState(row.state),
+        "cancel_requested": bool(row.cancel_requested),
+        "result": json.loads(row.result) if row.result else None,
+    }
+    return Job(**row._asdict() | parsed)
 
 
 class Jobs:
     """The job table of one home and the engine that runs its steps."""
 
     def __init__(self, store: Store, home: Path) -> None:
-        """Use `home/jobs.db` for DBOS and `home/run` for leases."""
+        """Keep jobs in `store` and leases in `home/run`."""
         self._store = store
-        self._home = home
+        self._leases = home / "run"
 
     def submit(self, conn: Connection, kind: str, principal: str, request: JsonObject) -> str:
         """Store a job in the caller's transaction and return its id."""
@@ -121,10 +111,7 @@ class Jobs:
             UnknownJob: no job has this id.
         """
         with self._store.read() as conn:
-            row = conn.execute(select(schema.jobs).where(schema.jobs.c.id == job_id)).first()
-        if row is None:
-            raise UnknownJob(f"no job {job_id!r}", hint="`llmos jobs ls` lists them")
-        return _job(row)
+            return _read(conn, job_id)
 
     def jobs(self) -> tuple[Job, ...]:
         """Return all jobs, newest first."""
@@ -132,83 +119,135 @@ class Jobs:
         with self._store.read() as conn:
             return tuple(_job(row) for row in conn.execute(select(schema.jobs).order_by(*order)))
 
-    def request_cancel(self, conn: Connection, job_id: str) -> Job:
-        """Ask a job to stop at its next step boundary and return it as it was.
+    def request_cancel(self, conn: Connection, job_id: str) -> None:
+        """Ask a job to stop at its next step boundary.
 
         Raises:
             UnknownJob: no job has this id.
             JobError: the job has ended already.
         """
-        job = self._unfinished(job_id)
-        self._change(conn, job_id, cancel_requested=1)
-        return job
+        _change(conn, _unfinished(conn, job_id), cancel_requested=1)
 
-    def set_checkpoint(self, conn: Connection, job_id: str, object_id: str | None) -> None:
-        """Point the job to its newest complete checkpoint."""
-        self._change(conn, job_id, checkpoint=object_id)
+    def retry(self, conn: Connection, job_id: str) -> None:
+        """Put a failed job back into the queue; the steps that it completed stay completed.
 
-    def finish(self, conn: Connection, job_id: str, state: JobState, result: JsonObject) -> None:
-        """Record how a job ended, in the transaction of its last effect."""
-        self._change(conn, job_id, state=state, result=rfc8785.dumps(result).decode(), error=None)
+        Raises:
+            UnknownJob: no job has this id.
+            JobError: the job has not failed.
+        """
+        job = _read(conn, job_id)
+        if job.state is not JobState.FAILED:
+            raise JobError(
+                f"job {job_id} is {job.state}; only a failed job is tried again",
+                hint=f"`llmos jobs show {job_id}` says more about it",
+            )
+        _change(conn, job, state=JobState.QUEUED, error=None)
+
+    def set_checkpoint(self, conn: Connection, job: Job, object_id: str | None) -> None:
+        """Point the job to its newest complete checkpoint.
+
+        Raises:
+            JobOvertaken: another run of the job has begun since `job` was read.
+        """
+        _change(conn, job, checkpoint=object_id)
+
+    def finish(self, conn: Connection, job: Job, state: JobState, result: JsonObject) -> None:
+        """Record how a job ended, in the transaction of its last effect.
+
+        Raises:
+            JobOvertaken: another run of the job has begun since `job` was read.
+        """
+        _change(conn, job, state=state, result=rfc8785.dumps(result).decode(), error=None)
 
     def is_live(self, job_id: str) -> bool:
         """Tell whether a process holds this job's lease right now."""
-        return lease.is_held(self._home / "run", job_id)
+        return lease.is_held(self._leases, job_id)
 
     def run(
         self, job_id: str, steps: Mapping[str, Step], interrupt: threading.Event | None = None
     ) -> Job:
         """Run a job's steps in order to the end and return the job as it then stands.
 
-        A step that completed in an earlier process is not run again; one that was cut off or
-        failed is run again from its start, so each step must be idempotent under the job's id.
+        A step that completed in an earlier run is not run again; one that was cut off or failed is
+        run again from its start, so each step must be idempotent under the job's id. What a step
+        changes of the job it changes through the `Job` that it was given.
         The first Ctrl-C sets `interrupt`, which the steps poll; the second one breaks the step off.
 
         Raises:
             UnknownJob: no job has this id.
             JobError: the job has ended already.
             JobBusy: another live process runs it.
-            IntegrityError: the DBOS database is damaged, or holds what could run code.
-            StorageError: the DBOS database cannot be written.
+            JobOvertaken: another run began although this one had the lease.
         """
-        self._unfinished(job_id)  # before there is a lock file of this name
+        self.job(job_id)  # before there is a lock file of this name
         stop = interrupt or threading.Event()
-        with lease.hold(self._home / "run", job_id), _interrupts(stop):
-            job = self._unfinished(job_id)
-            with self._store.transaction() as conn:
-                self._change(conn, job_id, state=JobState.RUNNING, error=None)
+        with lease.hold(self._leases, job_id), stopped_by_ctrl_c(stop):
+            job, results = self._begin(job_id)
             try:
-                _run_durably(self._home / "jobs.db", job, steps)
+                for name, step in steps.items():
+                    if name not in results:
+                        results[name] = json.loads(self._keep(job, name, step(job, results)))
             except JobInterrupted:
                 raise
             except Exception as error:
-                with suppress(StorageError), self._store.transaction() as conn:
-                    self._fail(conn, job_id, error)
+                with suppress(StorageError, JobOvertaken), self._store.transaction() as conn:
+                    if _read(conn, job_id).state is JobState.RUNNING:  # its step may have ended it
+                        _change(conn, job, state=JobState.FAILED, error=public_text(error))
                 raise
         return self.job(job_id)
 
-    def _unfinished(self, job_id: str) -> Job:
-        job = self.job(job_id)
-        if job.state in (JobState.DONE, JobState.CANCELLED):
-            raise JobError(f"job {job_id} is {job.state} already")
-        return job
+    def _begin(self, job_id: str) -> tuple[Job, dict[str, JsonObject]]:
+        """Take the next attempt number; return the job with it and the results stored so far."""
+        steps = schema.job_steps
+        with self._store.transaction() as conn:
+            job = _unfinished(conn, job_id)
+            _change(conn, job, state=JobState.RUNNING, error=None, attempt=job.attempt + 1)
+            rows = conn.execute(select(steps).where(steps.c.job == job_id))
+            return _read(conn, job_id), {row.name: json.loads(row.result) for row in rows}
 
-    def _fail(self, conn: Connection, job_id: str, error: Exception) -> None:
-        """Keep why a job failed; only our own texts, since others' could quote the data."""
-        name = type(error).__name__
-        text = f"{name}: {error}" if isinstance(error, LlmosError) else name
-        state = select(schema.jobs.c.state).where(schema.jobs.c.id == job_id)
-        if conn.execute(state).scalar_one() == JobState.RUNNING:  # its step may have ended it
-            self._change(conn, job_id, state=JobState.FAILED, error=text)
+    def _keep(self, job: Job, name: str, result: JsonObject) -> str:
+        """Store what a step returned, and return the text that every later run will read."""
+        text = rfc8785.dumps(result).decode()
+        row = {"job": job.id, "name": name, "result": text, "at": now()}
+        with self._store.transaction() as conn:
+            _change(conn, job)  # refuses an overtaken run
+            conn.execute(insert(schema.job_steps).values(row))
+        return text
 
-    def _change(self, conn: Connection, job_id: str, **values: object) -> None:
-        conn.execute(
-            update(schema.jobs).where(schema.jobs.c.id == job_id).values(**values, updated_at=now())
+
+def public_text(error: Exception) -> str:
+    """Say what went wrong in our own words only: another's text could quote the data."""
+    name = type(error).__name__
+    return f"{name}: {error}" if isinstance(error, LlmosError) else name
+
+
+def _read(conn: Connection, job_id: str) -> Job:
+    row = conn.execute(select(schema.jobs).where(schema.jobs.c.id == job_id)).first()
+    if row is None:
+        raise UnknownJob(f"no job {job_id!r}", hint="`llmos jobs ls` lists them")
+    return _job(row)
+
+
+def _unfinished(conn: Connection, job_id: str) -> Job:
+    job = _read(conn, job_id)
+    if job.state in (JobState.DONE, JobState.CANCELLED):
+        raise JobError(f"job {job_id} is {job.state} already")
+    return job
+
+
+def _change(conn: Connection, job: Job, **values: object) -> None:
+    """Change a job's row, if no run has begun since `job` was read."""
+    same = (schema.jobs.c.id == job.id) & (schema.jobs.c.attempt == job.attempt)
+    changed = conn.execute(update(schema.jobs).where(same).values(**values, updated_at=now()))
+    if changed.rowcount == 0:
+        raise JobOvertaken(
+            f"another run of job {job.id} has begun; this one has changed nothing more",
+            hint=f"follow it with `llmos jobs show {job.id}`",
         )
 
 
 @contextmanager
-def _interrupts(interrupt: threading.Event) -> Iterator[None]:
+def stopped_by_ctrl_c(interrupt: threading.Event) -> Iterator[None]:
     """Let the first Ctrl-C of the block set `interrupt` instead of raising KeyboardInterrupt."""
     raising = signal.default_int_handler
     main = threading.current_thread() is threading.main_thread()
@@ -226,102 +265,3 @@ def _interrupts(interrupt: threading.Event) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, raising)
-
-
-class _StepFailed(BaseException):
-    """Carries a step's error past DBOS, which would store the text of any `Exception`."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__()
-        self.error = error
-
-
-def _run_durably(database: Path, job: Job, steps: Mapping[str, Step]) -> None:
-    """Run the steps that have no stored result yet as one DBOS workflow in this thread."""
-    from dbos import DBOS, DBOSPortableJSONSerializer, SetWorkflowID  # noqa: PLC0415 - 0.8 s
-
-    def run_step(name: str, results: Mapping[str, JsonObject]) -> JsonObject:
-        try:
-            return steps[name](job, results)
-        except Exception as error:
-            raise _StepFailed(error) from error
-
-    def run_job(results: dict[str, JsonObject]) -> None:
-        for name in steps:
-            if name not in results:
-                results[name] = DBOS.run_step({"name": name}, run_step, name, results)
-
-    _make_safe(database)
-    with _one_at_a_time:
-        try:
-            workflow = DBOS.workflow(name="llmos.job")(run_job)
-            DBOS(
-                config={
-                    "name": "llmos",
-                    "system_database_url": f"sqlite:///{database}",
-                    # DBOS itself recovers only what its executor left behind; this one never was,
-                    # so that no background thread runs a step of this or of another job.
-                    "executor_id": f"{job.id}.{secrets.token_hex(8)}",
-                    "application_version": "1",
-                    "run_admin_server": False,
-                    "log_level": "CRITICAL",
-                    "serializer": DBOSPortableJSONSerializer(),
-                    "notification_listener_polling_interval_sec": 0.2,  # what `destroy` waits for
-                }
-            )
-            DBOS.launch()
-            attempt, results = _attempts(DBOS, job.id)
-            with SetWorkflowID(f"{job.id}.{attempt}"):
-                workflow(results)
-        except _StepFailed as stopped:
-            raise stopped.error  # noqa: B904 - its own cause says more
-        except DBAPIError as error:
-            raise StorageError(f"{database} cannot be used: {error.orig}") from error
-        finally:
-            DBOS.destroy(destroy_registry=True)
-
-
-def _attempts(dbos: Any, job_id: str) -> tuple[int, dict[str, JsonObject]]:  # noqa: ANN401
-    """Return how often a job was run so far, and the results of the steps that completed."""
-    attempt, results = 0, {}
-    while dbos.get_workflow_status(f"{job_id}.{attempt}") is not None:
-        for step in dbos.list_workflow_steps(f"{job_id}.{attempt}"):
-            results[step["function_name"]] = step["output"]
-        attempt += 1
-    return attempt, results
-
-
-def _make_safe(database: Path) -> None:
-    """Create the DBOS database for its owner only, or refuse one whose reading could run code.
-
-    DBOS unpickles a value that is marked as pickled. A trigger or view, of which DBOS makes none,
-    could produce one after this check.
-    """
-    try:
-        os.close(os.open(database, os.O_RDWR | os.O_CREAT, 0o600))
-        with closing(sqlite3.connect(database, timeout=_BUSY_TIMEOUT_S)) as conn:
-            unsafe = _unsafe_values(conn)
-    except OSError as error:
-        raise StorageError.of(error, str(database)) from error
-    except sqlite3.DatabaseError as error:
-        raise StorageError(f"{database} cannot be read: {error}", hint=_HINT) from error
-    if unsafe:
-        raise IntegrityError(f"{database} holds what is not plain JSON: {unsafe}", hint=_HINT)
-
-
-def _unsafe_values(conn: sqlite3.Connection) -> str:
-    """Name the first trigger, view or table with a value that is not plain JSON, or nothing."""
-    active = conn.execute("SELECT name FROM sqlite_master WHERE type IN ('trigger', 'view')")
-    if found := active.fetchone():
-        return str(found[0])
-    tables = conn.execute(
-        "SELECT m.name FROM sqlite_master m JOIN pragma_table_info(m.name) c "
-        "WHERE c.name = 'serialization' AND m.type = 'table'"
-    )
-    for (table,) in tables.fetchall():
-        quoted = table.replace('"', '""')
-        where = "WHERE serialization IS NOT NULL AND serialization != ?"
-        query = f'SELECT 1 FROM "{quoted}" {where}'  # noqa: S608 - quoted
-        if conn.execute(query, (_SAFE_SERIALIZER,)).fetchone():
-            return str(table)
-    return ""

@@ -14,6 +14,7 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    text,
 )
 
 KERNEL: Final = MetaData()
@@ -133,9 +134,19 @@ jobs = Table(
     Column("error", Text),
     Column("created_at", Text, nullable=False),
     Column("updated_at", Text, nullable=False),
+    Column("attempt", Integer, nullable=False, server_default=text("0")),  # runs begun so far
     CheckConstraint(
         "state IN ('queued', 'running', 'done', 'failed', 'cancelled')", name="known_job_state"
     ),
+)
+
+job_steps = Table(
+    "job_steps",
+    KERNEL,
+    Column("job", Text, ForeignKey("jobs.id"), primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("result", Text, nullable=False),  # JSON
+    Column("at", Text, nullable=False),
 )
 
 log_entries = Table(

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from threading import Event
 from typing import Any, Final
 
+from sqlalchemy import Connection
+
+from llmos.errors import ConfigError, JobBusy
 from llmos.kernel.identity import Principal
 from llmos.kernel.jobs import JobState
 from llmos.kernel.policy import Action, Resource
@@ -61,6 +66,21 @@ def run(
     return job.result or {}
 
 
+def retry(job_id: str, who: Principal, parts: Parts, *, reason: str) -> None:
+    """Put a failed job back into the queue, and record why.
+
+    Raises:
+        ConfigError: the reason is empty.
+        PermissionDenied: it is another's job, and policy lets `who` manage only their own.
+        JobError: the job has not failed.
+    """
+    if not reason.strip():
+        raise ConfigError("a job is not tried again without a reason", hint="--reason TEXT")
+    details = {"retry": job_id, "reason": reason}
+    with _managing(job_id, who, parts, details) as conn:
+        parts.kernel.jobs.retry(conn, job_id)
+
+
 def cancel(job_id: str, who: Principal, parts: Parts) -> JobState:
     """Ask a running job to stop; settle one that no process runs for the steps it has done.
 
@@ -68,17 +88,26 @@ def cancel(job_id: str, who: Principal, parts: Parts) -> JobState:
         PermissionDenied: it is another's job, and policy lets `who` manage only their own.
         JobError: the job has ended already.
     """
+    jobs = parts.kernel.jobs
+    with _managing(job_id, who, parts, {"cancel": job_id}) as conn:
+        jobs.request_cancel(conn, job_id)
+    worker = TrainingJob(who, parts, Event(), lambda _view: None)
+    try:
+        return jobs.run(job_id, {"cancel": worker.cancel}).state
+    except JobBusy:
+        return JobState.RUNNING  # whoever runs it sees the request
+
+
+@contextmanager
+def _managing(
+    job_id: str, who: Principal, parts: Parts, details: Mapping[str, Any]
+) -> Iterator[Connection]:
+    """Yield the transaction of an act on a job: of one's own training, or of another's job."""
     kernel = parts.kernel
     action, resource = Action.MANAGE_JOBS, Resource("Home", kernel.home_id, {})
     context: dict[str, str] = {}
     if (job := kernel.jobs.job(job_id)).principal == who.name:
         request = TrainRequest.model_validate(job.request)
         action, resource, context = act(request, parts.datasets.card(request.dataset))
-    with kernel.monitor.act(
-        who, action, resource, details={"cancel": job_id}, context=context
-    ) as conn:
-        kernel.jobs.request_cancel(conn, job_id)
-    if kernel.jobs.is_live(job_id):
-        return JobState.RUNNING
-    TrainingJob(who, parts, Event(), lambda _view: None).settle_cancelled(kernel.jobs.job(job_id))
-    return kernel.jobs.job(job_id).state
+    with kernel.monitor.act(who, action, resource, details=details, context=context) as conn:
+        yield conn

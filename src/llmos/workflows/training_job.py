@@ -36,7 +36,7 @@ _CANCEL_POLL_S: Final = 1.0
 
 @dataclass(slots=True)
 class TrainingJob:
-    """The two durable steps of a training job: `fit` and `publish`."""
+    """The durable steps of a training job: `fit` and `publish`, or `cancel`."""
 
     who: Principal
     parts: Parts
@@ -48,7 +48,6 @@ class TrainingJob:
     def fit(self, job: Job, results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         """Train to the end under a grant; the final adapter is in the vault when this returns."""
         del results
-        job = self.parts.kernel.jobs.job(job.id)
         request = TrainRequest.model_validate(job.request)
         card = self.parts.datasets.card(request.dataset)
         if card.fingerprint != request.fingerprint:
@@ -67,7 +66,7 @@ class TrainingJob:
         ) as grant:
             fitted, object_id, digest = self._fit_under(grant, job, request, card)
         if fitted.steps < request.steps:
-            self._stopped(self.parts.kernel.jobs.job(job.id), fitted.steps)
+            self._stopped(job, fitted.steps)
         return {
             "adapter": object_id,
             "digest": digest,
@@ -142,29 +141,32 @@ class TrainingJob:
                 digest=fitted["digest"],
                 card=_model_card(job, request, card, fitted, epsilon),
             )
-            kernel.jobs.set_checkpoint(conn, job.id, None)
-            kernel.jobs.finish(conn, job.id, JobState.DONE, result)
+            kernel.jobs.set_checkpoint(conn, job, None)
+            kernel.jobs.finish(conn, job, JobState.DONE, result)
         if checkpoint is not None:
             kernel.vault.delete(checkpoint)
         return result
 
-    def settle_cancelled(self, job: Job) -> None:
+    def cancel(self, job: Job, results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         """Charge a cancelled job for the steps recorded in the ledger, and end it."""
+        del results
         request = TrainRequest.model_validate(job.request)
         kernel = self.parts.kernel
         card = self.parts.datasets.card(request.dataset)
         mechanism = request.plan.mechanism
         steps = 0 if mechanism is None else kernel.budget.reservation(job.id).steps_done
+        checkpoint = kernel.jobs.job(job.id).checkpoint
         with self._closing(job, request, card, "cancel", {"steps_done": steps}) as (grant, conn):
             if grant is not None and mechanism is not None:
                 if steps == 0:
                     grant.abort(conn=conn)
                 else:
                     grant.settle(mechanism.after(steps), conn=conn, details={"step": "settle"})
-            kernel.jobs.set_checkpoint(conn, job.id, None)
-            kernel.jobs.finish(conn, job.id, JobState.CANCELLED, {"steps": steps})
-        if job.checkpoint is not None:
-            kernel.vault.delete(job.checkpoint)
+            kernel.jobs.set_checkpoint(conn, job, None)
+            kernel.jobs.finish(conn, job, JobState.CANCELLED, {"steps": steps})
+        if checkpoint is not None:
+            kernel.vault.delete(checkpoint)
+        return {"steps": steps}
 
     @contextmanager
     def _closing(
@@ -201,8 +203,8 @@ class TrainingJob:
 
     def _stopped(self, job: Job, steps: int) -> None:
         """Tell why a fit ended before its last step."""
-        if job.cancel_requested:
-            self.settle_cancelled(job)
+        if self.parts.kernel.jobs.job(job.id).cancel_requested:
+            self.cancel(job, {})
             raise JobCancelled(f"job {job.id} was cancelled after {steps} steps")
         raise JobInterrupted(
             f"job {job.id} stopped after step {steps}; nothing is lost",
@@ -237,7 +239,7 @@ class _Checkpoints:
         with ExitStack() as undo:
             undo.callback(self.kernel.vault.delete, object_id)
             with self.kernel.store.transaction() as conn:
-                self.kernel.jobs.set_checkpoint(conn, self.job.id, object_id)
+                self.kernel.jobs.set_checkpoint(conn, self.job, object_id)
             undo.pop_all()
         before, self._newest = self._newest, object_id
         if before is not None:

@@ -1,159 +1,34 @@
-"""Jobs run in real processes that are really killed; `WORKER` is what such a process does."""
+"""Jobs run in real processes that are really killed; see `tests/jobs.py`."""
 
 from __future__ import annotations
 
-import base64
 import os
-import pickle  # noqa: TID251 - what an attacker would write
 import signal
-import sqlite3
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.jobs import Home, Results, raising, returning, unexpected
 
 from llmos.errors import (
     DataError,
-    IntegrityError,
     JobBusy,
     JobError,
     JobInterrupted,
-    StorageError,
-    StorageFull,
     UnknownJob,
 )
 from llmos.kernel import schema
-from llmos.kernel.jobs import Job, Jobs, JobState, Step
+from llmos.kernel.jobs import Job, JobState
 from llmos.kernel.store import Store
-
-Results = Mapping[str, dict[str, Any]]
-
-# Runs job argv[2] of home argv[1]. Each step writes a line to `trace`, step two also to standard
-# output; then it does what argv[3] says.
-WORKER = """
-import resource, signal, sys, threading
-from pathlib import Path
-from llmos.errors import JobInterrupted
-from llmos.kernel import schema
-from llmos.kernel.jobs import Jobs, JobState
-from llmos.kernel.store import Store
-
-home, job_id, behaviour = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-store = Store.open(home / "kernel.db", schema.KERNEL)
-jobs = Jobs(store, home)
-interrupt = threading.Event()
-
-def trace(line):
-    with (home / "trace").open("a") as file:
-        file.write(line + "\\n")
-
-def one(job, results):
-    trace(f"{job.id} one")
-    return {"from": "one", "count": 1}
-
-def two(job, results):
-    trace(f"{job.id} two after {sorted(results)}")
-    print("two", flush=True)
-    if behaviour == "wait":
-        sys.stdin.read()
-    elif behaviour == "poll":
-        assert interrupt.wait(60)
-        print("stopping", flush=True)
-        sys.stdin.readline()
-        raise JobInterrupted("stopped after step 2")
-    elif behaviour == "fail":
-        raise RuntimeError("Maria Lopez has asthma")
-    elif behaviour == "no-room":
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
-        return {}
-    with store.transaction() as conn:
-        jobs.finish(conn, job.id, JobState.DONE, {"count": results["one"]["count"] + 1})
-    return {}
-
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-signal.signal(signal.SIGINT, signal.default_int_handler)
-jobs.run(job_id, {"one": one, "two": two}, interrupt)
-"""
-
-
-class Home:
-    """One home's jobs, and processes that run them."""
-
-    def __init__(self, folder: Path, store: Store) -> None:
-        self.folder = folder
-        self.store = store
-        self.jobs = Jobs(store, folder)
-
-    def submit(self, request: dict[str, Any] | None = None) -> str:
-        with self.store.transaction() as conn:
-            return self.jobs.submit(conn, "train", "erin", request or {"steps": 3})
-
-    def finish(self, job_id: str, state: JobState = JobState.DONE) -> None:
-        with self.store.transaction() as conn:
-            self.jobs.finish(conn, job_id, state, {"steps": 3})
-
-    def request_cancel(self, job_id: str) -> Job:
-        with self.store.transaction() as conn:
-            return self.jobs.request_cancel(conn, job_id)
-
-    def ending(self, job_id: str) -> Step:
-        """Return a step that ends the job."""
-
-        def end(_job: Job, _results: Results) -> dict[str, Any]:
-            self.finish(job_id)
-            return {}
-
-        return end
-
-    @contextmanager
-    def process(self, job_id: str, behaviour: str = "end") -> Iterator[subprocess.Popen[str]]:
-        """Start a process that runs a job and yield when it is in step two."""
-        with subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", WORKER, str(self.folder), job_id, behaviour],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "two\n", process.communicate()
-            try:
-                yield process
-            finally:
-                process.kill()
-
-    def change_job_database(self, statement: str, *values: str) -> None:
-        with closing(sqlite3.connect(self.folder / "jobs.db")) as conn, conn:
-            conn.execute(statement, values)
-
-    def trace(self) -> list[str]:
-        return (self.folder / "trace").read_text().splitlines()
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Home]:
     with closing(Store.open(tmp_path / "kernel.db", schema.KERNEL)) as store:
         yield Home(tmp_path, store)
-
-
-def returning(result: dict[str, Any]) -> Step:
-    return lambda _job, _results: result
-
-
-def raising(error: BaseException) -> Step:
-    def fail(_job: Job, _results: Results) -> dict[str, Any]:
-        raise error
-
-    return fail
-
-
-def unexpected(_job: Job, _results: Results) -> dict[str, Any]:
-    pytest.fail("this step was run")
 
 
 def test_a_submitted_job_waits_with_its_request(home: Home) -> None:
@@ -186,7 +61,12 @@ def test_jobs_are_listed_newest_first(home: Home) -> None:
 
 
 def test_an_unknown_job_is_refused_and_leaves_no_lock_file(home: Home) -> None:
-    for act in (home.jobs.job, home.request_cancel, lambda name: home.jobs.run(name, {})):
+    for act in (
+        home.jobs.job,
+        home.request_cancel,
+        home.retry,
+        lambda name: home.jobs.run(name, {}),
+    ):
         with pytest.raises(UnknownJob, match=r"no job '[./]+x'") as refused:
             act("../../x")
         assert refused.value.hint == "`llmos jobs ls` lists them"
@@ -196,51 +76,25 @@ def test_an_unknown_job_is_refused_and_leaves_no_lock_file(home: Home) -> None:
 def test_a_checkpoint_is_pointed_to_and_dropped(home: Home) -> None:
     job_id = home.submit()
     for object_id in ("ab12", None):
-        with home.store.transaction() as conn:
-            home.jobs.set_checkpoint(conn, job_id, object_id)
+        home.point_to(home.jobs.job(job_id), object_id)
         assert home.jobs.job(job_id).checkpoint == object_id
 
 
 def test_a_cancel_request_stays_until_the_job_sees_it(home: Home) -> None:
     job_id = home.submit()
-    assert not home.request_cancel(job_id).cancel_requested
+    assert not home.jobs.job(job_id).cancel_requested
+    home.request_cancel(job_id)
     assert home.jobs.job(job_id).cancel_requested
 
 
 @pytest.mark.parametrize("state", [JobState.DONE, JobState.CANCELLED])
 def test_a_job_that_has_ended_is_neither_cancelled_nor_run(home: Home, state: JobState) -> None:
     job_id = home.submit()
-    home.finish(job_id, state)
+    home.finish(home.jobs.job(job_id), state)
     with pytest.raises(JobError, match=f"is {state} already"):
         home.request_cancel(job_id)
     with pytest.raises(JobError, match=f"is {state} already"):
         home.jobs.run(job_id, {"one": unexpected})
-
-
-def test_steps_run_in_order_and_get_the_results_before_them(home: Home) -> None:
-    job_id = home.submit()
-    seen: list[tuple[str, JobState, Results]] = []
-
-    def step(name: str) -> Step:
-        def run(job: Job, results: Results) -> dict[str, Any]:
-            seen.append((name, home.jobs.job(job.id).state, dict(results)))
-            return {"by": name}
-
-        return run
-
-    names = ("b", "a", "c")
-    job = home.jobs.run(
-        job_id, {**{name: step(name) for name in names}, "end": home.ending(job_id)}
-    )
-    assert (job.state, job.result, job.error) == (JobState.DONE, {"steps": 3}, None)
-    assert [name for name, _, _ in seen] == list(names)
-    assert {state for _, state, _ in seen} == {JobState.RUNNING}
-    assert [results for _, _, results in seen] == [
-        {},
-        {"b": {"by": "b"}},
-        {"b": {"by": "b"}, "a": {"by": "a"}},
-    ]
-    assert not home.jobs.is_live(job_id)
 
 
 def test_a_killed_job_goes_on_with_the_step_that_was_cut_off(home: Home) -> None:
@@ -254,7 +108,7 @@ def test_a_killed_job_goes_on_with_the_step_that_was_cut_off(home: Home) -> None
     assert not home.jobs.is_live(job_id)
     assert home.jobs.job(job_id).state is JobState.RUNNING, "to be shown as interrupted"
     with home.process(job_id) as second:
-        assert second.communicate() == ("", ""), "DBOS prints nothing"
+        assert second.communicate() == ("", ""), "it prints nothing of its own"
         assert second.returncode == 0
     assert home.trace() == [f"{job_id} one", *[f"{job_id} two after ['one']"] * 2]
     job = home.jobs.job(job_id)
@@ -305,40 +159,6 @@ def test_a_foreign_errors_text_is_kept_nowhere(home: Home) -> None:
     assert home.jobs.job(job_id).state is JobState.FAILED
     for file in home.folder.glob("*.db*"):
         assert b"Lopez" not in file.read_bytes()
-
-
-def test_a_failed_job_keeps_its_completed_steps_and_forgets_its_error(home: Home) -> None:
-    job_id = home.submit()
-    with pytest.raises(StorageFull):
-        home.jobs.run(job_id, {"one": returning({"n": 1}), "two": raising(StorageFull("full"))})
-
-    def two(job: Job, results: Results) -> dict[str, Any]:
-        assert home.jobs.job(job.id).error is None
-        assert results == {"one": {"n": 1}}
-        home.finish(job.id)
-        return {}
-
-    assert home.jobs.run(job_id, {"one": unexpected, "two": two}).state is JobState.DONE
-
-
-def test_a_step_that_ended_the_job_before_it_failed_has_ended_it(home: Home) -> None:
-    job_id = home.submit()
-
-    def cancel(job: Job, _results: Results) -> dict[str, Any]:
-        home.finish(job.id, JobState.CANCELLED)
-        raise DataError("stopped")
-
-    with pytest.raises(DataError):
-        home.jobs.run(job_id, {"one": cancel})
-    job = home.jobs.job(job_id)
-    assert (job.state, job.error) == (JobState.CANCELLED, None)
-
-
-def test_a_result_that_is_no_json_fails_the_job(home: Home) -> None:
-    job_id = home.submit()
-    with pytest.raises(TypeError):
-        home.jobs.run(job_id, {"one": returning({"model": object()})})
-    assert home.jobs.job(job_id).error == "TypeError"
 
 
 def test_the_first_ctrl_c_lets_the_step_end_by_itself(home: Home) -> None:
@@ -411,7 +231,7 @@ def test_a_callers_own_ctrl_c_is_left_alone(home: Home) -> None:
 
         def press(job: Job, _results: Results) -> dict[str, Any]:
             os.kill(os.getpid(), signal.SIGINT)
-            home.finish(job.id)
+            home.finish(job)
             return {}
 
         home.jobs.run(home.submit(), {"one": press})
@@ -420,16 +240,13 @@ def test_a_callers_own_ctrl_c_is_left_alone(home: Home) -> None:
     assert pressed == [signal.SIGINT]
 
 
-def test_jobs_of_two_threads_take_turns(home: Home) -> None:
+def test_jobs_of_two_threads_run_at_the_same_time(home: Home) -> None:
     ids = [home.submit(), home.submit()]
-    running: list[str] = []
-    overlaps: list[list[str]] = []
+    both = threading.Barrier(2, timeout=60)
 
     def work(job: Job, _results: Results) -> dict[str, Any]:
-        running.append(job.id)
-        overlaps.append(list(running))
-        home.finish(job.id)
-        running.remove(job.id)
+        both.wait()
+        home.finish(job)
         return {}
 
     threads = [threading.Thread(target=home.jobs.run, args=(i, {"one": work})) for i in ids]
@@ -438,100 +255,44 @@ def test_jobs_of_two_threads_take_turns(home: Home) -> None:
     for thread in threads:
         thread.join(60)
     assert {home.jobs.job(job_id).state for job_id in ids} == {JobState.DONE}
-    assert [len(together) for together in overlaps] == [1, 1]
 
 
 def test_the_files_of_jobs_are_for_their_owner_only(home: Home) -> None:
     before = os.umask(0)
     try:
         job_id = home.submit()
-        home.jobs.run(job_id, {"end": home.ending(job_id)})
+        home.jobs.run(job_id, {"end": home.end})
     finally:
         os.umask(before)
-    for name in ("jobs.db", f"run/{job_id}.lock"):
-        assert (home.folder / name).stat().st_mode & 0o777 == 0o600
+    assert (home.folder / f"run/{job_id}.lock").stat().st_mode & 0o777 == 0o600
 
 
-class Exploit:
-    """Unpickling it makes the file `owned`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
-        return (Path.touch, (self.folder / "owned",))
-
-
-def test_a_pickled_result_is_refused_before_it_is_unpickled(home: Home) -> None:
+def test_a_failed_job_is_put_back_into_the_queue_with_its_completed_steps(home: Home) -> None:
     job_id = home.submit()
-    interrupted = raising(JobInterrupted("stopped"))
-    with pytest.raises(JobInterrupted):
-        home.jobs.run(job_id, {"one": returning({"n": 1}), "two": interrupted})
-    exploit = base64.b64encode(pickle.dumps(Exploit(home.folder))).decode()
-    home.change_job_database(
-        "UPDATE operation_outputs SET output = ?, serialization = 'py_pickle'", exploit
-    )
-    with pytest.raises(IntegrityError, match="not plain JSON: operation_outputs") as refused:
-        home.jobs.run(job_id, {"one": unexpected, "two": unexpected})
-    assert "checkpoint" in refused.value.hint
-    assert not (home.folder / "owned").exists()
+    home.fail(job_id, DataError("failed"))
+    home.retry(job_id)
     job = home.jobs.job(job_id)
-    assert job.state is JobState.FAILED
-    assert (job.error or "").startswith("IntegrityError: ")
-    (home.folder / "jobs.db").unlink()  # what the hint says
-    assert home.jobs.run(job_id, {"one": home.ending(job_id)}).state is JobState.DONE
+    assert (job.state, job.error) == (JobState.QUEUED, None)
+    assert home.jobs.run(job_id, {"one": unexpected, "two": home.end}).state is JobState.DONE
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        "CREATE TRIGGER odd AFTER INSERT ON steps BEGIN DELETE FROM steps; END",
-        "CREATE VIEW odd AS SELECT * FROM steps",
-        "INSERT INTO steps VALUES ('py_pickle')",
-        "INSERT INTO steps VALUES (CAST('portable_json' AS BLOB))",
-        'CREATE TABLE "an ""odd"" name" AS SELECT 1 AS serialization',
-    ],
-)
-def test_whatever_could_bring_in_a_pickled_value_is_refused(home: Home, change: str) -> None:
-    home.change_job_database("CREATE TABLE steps (serialization)")
-    home.change_job_database("INSERT INTO steps VALUES ('portable_json'), (NULL)")
-    home.change_job_database(change)
-    with pytest.raises(IntegrityError, match=r"not plain JSON: (an \")?(odd|steps)"):
-        home.jobs.run(home.submit(), {"one": unexpected})
+def test_only_a_failed_job_is_put_back_into_the_queue(home: Home) -> None:
+    def refused(job_id: str) -> None:
+        before = home.jobs.job(job_id)
+        with pytest.raises(JobError, match=f"is {before.state}; only a failed job") as error:
+            home.retry(job_id)
+        assert error.value.hint == f"`llmos jobs show {job_id}` says more about it"
+        assert home.jobs.job(job_id) == before
 
-
-def test_a_job_database_that_breaks_in_use_is_a_typed_error(home: Home) -> None:
-    def break_it(_job: Job, _results: Results) -> dict[str, Any]:
-        home.change_job_database("DROP TABLE operation_outputs")
+    def running(job: Job, _results: Results) -> dict[str, Any]:
+        refused(job.id)
+        home.finish(job)
         return {}
 
     job_id = home.submit()
-    with pytest.raises(StorageError, match="cannot be used: no such table"):
-        home.jobs.run(job_id, {"one": break_it})
-    assert home.jobs.job(job_id).state is JobState.FAILED
-
-
-def test_a_file_that_is_no_database_is_refused(home: Home) -> None:
-    (home.folder / "jobs.db").write_bytes(b"not a database, but long enough for a header" * 99)
-    with pytest.raises(StorageError, match=r"jobs\.db cannot be read: file is not a database"):
-        home.jobs.run(home.submit(), {"one": unexpected})
-
-
-def test_a_job_database_that_cannot_be_opened_is_refused(home: Home) -> None:
-    (home.folder / "jobs.db").mkdir()
-    with pytest.raises(StorageError, match="cannot be used: Is a directory"):
-        home.jobs.run(home.submit(), {"one": unexpected})
-
-
-def test_a_result_that_cannot_be_stored_is_a_typed_error_and_costs_one_step(home: Home) -> None:
-    job_id = home.submit()
-    with home.process(job_id, "no-room") as process:
-        _, stderr = process.communicate()
-        assert process.returncode == 1
-    assert "StorageError: " in stderr.splitlines()[-1]
-    assert "jobs.db cannot be used: disk I/O error" in stderr.splitlines()[-1]
-    assert home.jobs.job(job_id).state is JobState.RUNNING, "there was no room to say otherwise"
-    with home.process(job_id) as process:
-        process.communicate()
-    assert home.jobs.job(job_id).state is JobState.DONE
-    assert home.trace() == [f"{job_id} one", *[f"{job_id} two after ['one']"] * 2]
+    refused(job_id)
+    home.jobs.run(job_id, {"one": running})
+    refused(job_id)
+    cancelled = home.submit()
+    home.finish(home.jobs.job(cancelled), JobState.CANCELLED)
+    refused(cancelled)

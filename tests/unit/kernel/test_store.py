@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
+from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import MetaData, create_engine, insert, select, update
 from sqlalchemy.exc import IntegrityError, OperationalError
@@ -107,6 +109,28 @@ def test_migrations_make_exactly_the_tables_of_the_schema(
         closing(sqlite3.connect(tmp_path / "declared.db")) as declared,
     ):
         assert statements(migrated) == statements(declared)
+
+
+def test_a_database_of_the_first_schema_keeps_its_jobs_and_gets_the_number_of_their_runs(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "kernel.db"
+    old = (
+        "INSERT INTO jobs (id, kind, principal, request, state, cancel_requested, created_at, "
+        "updated_at) VALUES ('train-1', 'train', 'erin', '{}', 'running', 0, '', '')"
+    )
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    engine = create_engine(f"sqlite:///{path}")
+    with engine.begin() as conn:
+        config.attributes["connection"] = conn
+        command.upgrade(config, "kernel_0001")
+        conn.exec_driver_sql(old)
+    engine.dispose()
+    with closing(Store.open(path, schema.KERNEL)) as store, store.read() as conn:
+        found = conn.execute(select(schema.jobs.c.id, schema.jobs.c.attempt)).all()
+        assert found == [("train-1", 0)]
+        assert conn.execute(select(schema.job_steps)).all() == []
 
 
 def test_each_database_has_one_line_of_revisions() -> None:

@@ -344,6 +344,35 @@ def test_a_failed_job_can_be_resumed_and_is_charged_once(system: System) -> None
     checked_books(system)
 
 
+def test_a_failed_job_is_tried_again_for_a_reason_that_is_recorded(
+    system: System, home: Path
+) -> None:
+    system.add_user("eve", ["engineer"])
+    job_id = submit(system)
+    folder = system.registry.folder(system.registry.model("tiny"))
+    folder.rename(folder.with_name("away"))
+    with pytest.raises(LlmosError):
+        system.resume(job_id)
+    folder.with_name("away").rename(folder)
+    before = checked_books(system)
+    with opened(home, principal="eve") as engineer, pytest.raises(PermissionDenied):
+        engineer.retry(job_id, reason="it is not mine")
+    assert checked_books(system) == before
+    size = log_size(system)
+    assert system.retry(job_id, reason="the model is back")["steps"] == STEPS
+    record = last_records(system, log_size(system) - size)[0]
+    assert (record["action"], record["outcome"]) == ("train-private", "done")
+    assert record["details"]["retry"] == job_id
+    assert record["details"]["reason"] == "the model is back"
+    assert system.job_facts(job_id)["reservation"] == f"committed, {STEPS} steps done"
+    for again in (job_id, submit(system, output="queued")):
+        state = system.job_facts(again)["state"]
+        with pytest.raises(JobError, match=f"is {state}; only a failed job"):
+            system.retry(again, reason="why not")
+        assert system.job_facts(again)["state"] == state
+    checked_books(system)
+
+
 def test_checkpoints_are_charged_before_they_are_kept(system: System) -> None:
     job_id = submit(system, checkpoint_every_s=0)
     kept: list[tuple[int, Books]] = []
@@ -384,7 +413,8 @@ def test_a_settled_job_opens_no_data_again(system: System) -> None:
     with system.kernel.store.transaction() as conn:
         conn.exec_driver_sql("UPDATE jobs SET state = 'failed'")
         conn.exec_driver_sql("DELETE FROM models WHERE kind = 'adapter'")
-    (system.kernel.config.home / "jobs.db").unlink()
+        conn.exec_driver_sql("DROP TRIGGER job_steps_no_delete")
+        conn.exec_driver_sql("DELETE FROM job_steps")
     with pytest.raises(LedgerConflict, match="opens no data again"):
         system.resume(job_id)
     assert system.kernel.budget.reservation(job_id).cost == cost(system, job_id, STEPS)
