@@ -103,6 +103,18 @@ class UnknownKey(AccessError):
     http_status = 404
 
 
+class UnknownApproval(AccessError):
+    """No approval of this id exists."""
+
+    http_status = 404
+
+
+class ApprovalConflict(AccessError):
+    """An approval cannot be asked for or decided like this, or by this person."""
+
+    http_status = 409
+
+
 class BudgetError(LlmosError):
     """Something is wrong with a privacy parameter, a pool or a reservation."""
 
