@@ -3,7 +3,8 @@
 LlmosError
   ConfigError
   AccessError:     AuthenticationError, WrongPassphrase, UnsafeKeyFile, PermissionDenied,
-                   PolicyError, UnknownPrincipal, PrincipalExists, UnknownKey
+                   PolicyError, UnknownPrincipal, PrincipalExists, UnknownKey,
+                   UnknownApproval, ApprovalConflict
   BudgetError:     InvalidPrivacyParameter, BudgetExceeded, UnaccountableMechanism, LedgerConflict
   DataError:       MalformedRecord, UnknownDataset, DatasetExists
   ModelError:      UnknownModel, ModelExists, UnsupportedModel
