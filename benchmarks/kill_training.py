@@ -81,7 +81,7 @@ def experiment(kills: int, home: Path) -> dict[str, Any]:
         killed = run_until_killed(resume, 8 + 12 * secrets.randbelow(1000) / 1000)
         done += killed
         pool = system.kernel.budget.pool("leak")
-        consistent = system.kernel.budget.recompute("leak") == (pool.spent, pool.held)
+        consistent = system.kernel.budget.recompute("leak") == pool.balance
         trail.append(
             {
                 "killed": killed,
@@ -103,8 +103,8 @@ def experiment(kills: int, home: Path) -> dict[str, Any]:
         "reservations": len(system.kernel.budget.reservations("leak")),
         "spent": str(pool.spent),
         "held": str(pool.held),
-        "cost_of_the_plan": str(plan.pool_cost),
-        "ledger_equals_events": system.kernel.budget.recompute("leak") == (pool.spent, pool.held),
+        "cost_of_the_plan": str(plan.charges[0][1]),
+        "ledger_equals_events": system.kernel.budget.recompute("leak") == pool.balance,
         "log_verifies": system.kernel.auditlog.verify().size > 0,
         "trail": trail,
     }

@@ -143,12 +143,11 @@ def checked_books(system: System, *, strays: int = 0) -> Books:
     """Verify log, ledger and vault of an opened home, and return what they hold."""
     kernel = system.kernel
     kernel.auditlog.verify()
-    pools = tuple((pool.dataset, pool.spent, pool.held) for pool in kernel.budget.pools())
-    for dataset, spent, held in pools:
-        assert kernel.budget.recompute(dataset) == (spent, held)
-        reserved = kernel.budget.reservations(dataset)
-        assert spent == sum(r.cost for r in reserved if r.state == "committed")
-        assert held == sum(r.cost for r in reserved if r.state == "held")
+    for pool in kernel.budget.pools():
+        assert kernel.budget.recompute(pool.id) == pool.balance
+        reserved = kernel.budget.reservations(pool.id)
+        assert pool.spent == sum(r.costs[pool.id] for r in reserved if r.state == "committed")
+        assert pool.held == sum(r.costs[pool.id] for r in reserved if r.state == "held")
     files = {path.name for path in kernel.config.home.glob("objects/??/*")}
     with kernel.vault._store.read() as conn:
         keys = set(conn.exec_driver_sql("SELECT object_id FROM object_keys").scalars())
@@ -165,7 +164,7 @@ def checked_books(system: System, *, strays: int = 0) -> Books:
         datasets=tuple(card.name for card in system.datasets.cards()),
         models=tuple(entry.name for entry in system.registry.models()),
         jobs=tuple((job.id, str(job.state)) for job in kernel.jobs.jobs()),
-        pools=pools,
+        pools=tuple((pool.id, pool.spent, pool.held) for pool in kernel.budget.pools()),
         objects=frozenset(files),
     )
 

@@ -37,6 +37,9 @@ class Config(BaseSettings):
 
     home: Path = Field(DEFAULT_HOME, description="directory of one installation")
     principal: str = Field("admin", description="who the command line acts as")
+    api_key_file: Path | None = Field(
+        None, description="file with an API key; the command line then acts as its holder"
+    )
     key_file: Path | None = Field(
         None, description="key file that opens the vault; default: root.key in home"
     )

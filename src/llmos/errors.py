@@ -3,7 +3,8 @@
 LlmosError
   ConfigError
   AccessError:     AuthenticationError, WrongPassphrase, UnsafeKeyFile, PermissionDenied,
-                   PolicyError, UnknownPrincipal, PrincipalExists, UnknownKey
+                   PolicyError, UnknownPrincipal, PrincipalExists, UnknownKey,
+                   UnknownApproval, ApprovalConflict
   BudgetError:     InvalidPrivacyParameter, BudgetExceeded, UnaccountableMechanism, LedgerConflict
   DataError:       MalformedRecord, UnknownDataset, DatasetExists
   ModelError:      UnknownModel, ModelExists, UnsupportedModel
@@ -101,6 +102,18 @@ class UnknownKey(AccessError):
     """No API key of this id exists."""
 
     http_status = 404
+
+
+class UnknownApproval(AccessError):
+    """No approval of this id exists."""
+
+    http_status = 404
+
+
+class ApprovalConflict(AccessError):
+    """An approval cannot be asked for or decided like this, or by this person."""
+
+    http_status = 409
 
 
 class BudgetError(LlmosError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -25,10 +25,12 @@ from llmos.models.registry import ModelEntry, Registry
 from llmos.workflows.parts import Parts
 
 if TYPE_CHECKING:
+    from llmos.kernel.approvals import Approval
     from llmos.workflows.measure import Measured
     from llmos.workflows.report import ReportFiles
     from llmos.workflows.training_plan import TrainPlan
     from llmos.workflows.training_view import OnStep
+    from llmos.workflows.what_if import WhatIf
 
 PASSPHRASE = Callable[[], str]
 
@@ -68,7 +70,7 @@ def verify(file: str | Path, *, keys: str | Path | None = None) -> dict[str, Any
 
 def _system(kernel: Kernel) -> System:
     registry = Registry(kernel.store, kernel.vault, kernel.config.home)
-    datasets = Datasets(kernel.store, kernel.vault, kernel.budget, kernel.monitor)
+    datasets = Datasets(kernel.store, kernel.vault, kernel.monitor)
     return System(Parts(kernel, datasets, registry))
 
 
@@ -119,6 +121,8 @@ class System:
         purposes: Sequence[str] = ("training",),
         holdout: float = 0.1,
         canaries: int = 0,
+        purpose_epsilons: Mapping[str, float] | None = None,
+        derived_from: Sequence[str] = (),
     ) -> DatasetCard:
         """Import a JSONL, CSV or Parquet file as an encrypted dataset with a privacy budget."""
         from llmos.workflows import import_data
@@ -136,6 +140,8 @@ class System:
             delta=delta,
             holdout_fraction=holdout,
             canaries=canaries,
+            purpose_epsilons=purpose_epsilons or {},
+            parents=tuple(derived_from),
         )
         return import_data.run(request, self.who, self.parts)
 
@@ -220,6 +226,39 @@ class System:
         from llmos.workflows import train
 
         return train.cancel(job_id, self.who, self.parts)
+
+    def propose_raise(self, pool: str, *, epsilon: float, reason: str) -> Approval:
+        """Propose a larger budget; another person decides."""
+        from llmos.workflows import raise_cap
+
+        return raise_cap.run(pool, epsilon, reason, self.who, self.parts)
+
+    def approvals(self) -> list[dict[str, Any]]:
+        """Return every proposal with its people by name, oldest first."""
+        return [self._approval_facts(found) for found in self.kernel.approvals.approvals()]
+
+    def approval(self, approval_id: str) -> dict[str, Any]:
+        """Return one proposal with its people by name."""
+        return self._approval_facts(self.kernel.approvals.approval(approval_id))
+
+    def decide(self, approval_id: str, *, approve: bool) -> dict[str, Any]:
+        """Approve or refuse what another person proposed."""
+        from llmos.workflows import decide
+
+        return self._approval_facts(decide.run(approval_id, self.who, self.parts, approve=approve))
+
+    def _approval_facts(self, approval: Approval) -> dict[str, Any]:
+        names = {principal.id: principal.name for principal in self.kernel.identity.principals()}
+        people = {"proposer": names[approval.proposer]}
+        if approval.decider is not None:
+            people["decider"] = names[approval.decider]
+        return approval.to_dict() | people
+
+    def what_if(self, dataset: str, **job: Any) -> WhatIf:  # noqa: ANN401 - see the workflow
+        """Price a training without reserving anything; takes the arguments of `what_if.run`."""
+        from llmos.workflows import what_if
+
+        return what_if.run(dataset, self.parts, **job)
 
     def job_steps(self, job_id: str) -> int:
         """Return how many steps a job has in all."""

@@ -39,6 +39,20 @@ def data() -> None:
 @click.option("--epsilon", type=float, required=True, help="Total privacy budget per unit.")
 @click.option("--delta", type=float, required=True, help="Probability of the guarantee failing.")
 @click.option(
+    "--purpose-epsilon",
+    "parts",
+    multiple=True,
+    metavar="PURPOSE=EPSILON",
+    help="Part of the budget that jobs for this purpose may use; repeatable.",
+)
+@click.option(
+    "--derived-from",
+    "parents",
+    multiple=True,
+    metavar="DATASET",
+    help="Dataset of the same people that this one was made from: jobs are charged there too.",
+)
+@click.option(
     "--holdout", type=float, default=0.1, show_default=True, help="Share of units kept out."
 )
 @click.option(
@@ -58,6 +72,8 @@ def import_(
     purposes: tuple[str, ...],
     epsilon: float,
     delta: float,
+    parts: tuple[str, ...],
+    parents: tuple[str, ...],
     holdout: float,
     canaries: int,
     as_json: bool,
@@ -76,6 +92,8 @@ def import_(
         delta=delta,
         holdout=holdout,
         canaries=canaries,
+        purpose_epsilons=dict(_part(text) for text in parts),
+        derived_from=parents,
     )
     if as_json:
         print_json(card.to_dict())
@@ -93,6 +111,17 @@ def import_(
             "fingerprint": card.fingerprint[:32],
         }
     )
+
+
+def _part(text: str) -> tuple[str, float]:
+    """Read PURPOSE=EPSILON."""
+    purpose, _, epsilon = text.partition("=")
+    try:
+        return purpose, float(epsilon)
+    except ValueError as error:
+        raise click.BadParameter(
+            f"{text!r} is not PURPOSE=EPSILON", param_hint="--purpose-epsilon"
+        ) from error
 
 
 @data.command("ls")

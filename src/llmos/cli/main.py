@@ -24,6 +24,7 @@ NOUNS: Final[dict[str, tuple[str, str]]] = {
     "train": ("train", "Fine-tune a model on a dataset under a privacy budget."),
     "jobs": ("jobs", "List, show, resume, retry, cancel and work on jobs."),
     "budget": ("budget", "List, show and explain privacy budgets."),
+    "approval": ("approval", "Decide on what someone else proposed."),
     "measure": ("measure", "Measure what models leak about their training data."),
     "report": ("report", "Write a signed certificate and an HTML report for a model."),
     "verify": ("verify", "Verify a certificate or a log proof offline."),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 import rfc8785
-from sqlalchemy import Connection, RowMapping, insert, select
+from sqlalchemy import Connection, RowMapping, Select, insert, select
 
 from llmos.data.canaries import (
     CanaryBook,
@@ -22,9 +22,8 @@ from llmos.data.canaries import (
 )
 from llmos.data.holdout import check_fraction, split
 from llmos.data.records import Record, RecordFormat, decode_records, encode_records, fingerprint
-from llmos.errors import DataError, DatasetExists, UnknownDataset
-from llmos.kernel import schema
-from llmos.kernel.budget import Budget
+from llmos.errors import DataError, DatasetExists, InvalidPrivacyParameter, UnknownDataset
+from llmos.kernel import caps, schema
 from llmos.kernel.identity import Principal
 from llmos.kernel.monitor import Monitor
 from llmos.kernel.policy import Action, Resource
@@ -37,6 +36,8 @@ _NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 RECORDS_KIND: Final = "records"
 HOLDOUT_KIND: Final = "holdout"
 CANARIES_KIND: Final = "canaries"
+
+_SENSITIVITY: Final = (Classification.PUBLIC, Classification.SYNTHETIC, Classification.SENSITIVE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class DatasetCard:
     holdout_object_id: str
     canary_object_id: str
     created_at: str
+    parents: tuple[str, ...] = ()  # the datasets that it was made from
 
     @property
     def resource(self) -> Resource:
@@ -73,7 +75,7 @@ class DatasetCard:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the card as JSON values."""
-        return asdict(self) | {"purposes": list(self.purposes)}
+        return asdict(self) | {"purposes": list(self.purposes), "parents": list(self.parents)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +87,20 @@ class DatasetTerms:
     purposes: tuple[str, ...]
     total: PrivacyLoss  # the lifetime budget, per unit of `total.unit.column`
     holdout_fraction: float = 0.0  # of the units, in [0, 1)
+    purpose_epsilons: Mapping[str, float] = field(default_factory=dict)  # parts of `total`
+    parents: tuple[str, ...] = ()  # datasets of the same people that it was made from
 
     def __post_init__(self) -> None:
         """Refuse names and purposes that policies and files could misread."""
+        for purpose, epsilon in self.purpose_epsilons.items():
+            if purpose not in self.purposes:
+                raise DataError(
+                    f"{purpose!r} is no purpose of {self.name}", hint=f"add --purpose {purpose}"
+                )
+            if not epsilon <= self.total.epsilon:
+                raise InvalidPrivacyParameter(
+                    f"epsilon of {purpose}", epsilon, f"at most {self.total.epsilon:g}, the whole"
+                )
         for word, what in (
             (self.name, "a dataset name"),
             *((p, "a purpose") for p in self.purposes),
@@ -107,11 +120,10 @@ class DatasetTerms:
 class Datasets:
     """The catalogue of datasets of one home."""
 
-    def __init__(self, store: Store, vault: Vault, budget: Budget, monitor: Monitor) -> None:
+    def __init__(self, store: Store, vault: Vault, monitor: Monitor) -> None:
         """Keep the parts of the kernel that an import touches."""
         self._store = store
         self._vault = vault
-        self._budget = budget
         self._monitor = monitor
 
     def import_records(
@@ -162,6 +174,7 @@ class Datasets:
                 who, Action.IMPORT_DATA, resource, details=counts, context={}
             ) as conn:
                 _require_free(conn, terms.name)
+                _require_heir(conn, terms)
                 card = DatasetCard(
                     name=terms.name,
                     format=format,
@@ -172,10 +185,14 @@ class Datasets:
                     holdout_object_id=put(HOLDOUT_KIND, stored_holdout),
                     canary_object_id=put(CANARIES_KIND, encode_book(book)),
                     created_at=now(),
+                    parents=terms.parents,
                     **counts,
                 )
                 conn.execute(insert(schema.datasets).values(_to_row(card)))
-                self._budget.create_pool(conn, terms.name, card.fingerprint, terms.total)
+                caps.create_pool(conn, terms.name, card.fingerprint, terms.total)
+                for purpose, epsilon in terms.purpose_epsilons.items():
+                    part = replace(terms.total, epsilon=epsilon)
+                    caps.create_pool(conn, terms.name, card.fingerprint, part, purpose=purpose)
             undo.pop_all()
         return card
 
@@ -185,11 +202,10 @@ class Datasets:
         Raises:
             UnknownDataset: there is none of this name.
         """
-        query = select(schema.datasets).where(schema.datasets.c.name == name)
         with self._store.read() as conn:
-            row = conn.execute(query).mappings().one_or_none()
+            row = conn.execute(_dataset(name)).mappings().one_or_none()
         if row is None:
-            raise UnknownDataset(f"there is no dataset {name!r}", hint="see `llmos data ls`")
+            raise _unknown(name)
         return _from_row(row)
 
     def cards(self) -> tuple[DatasetCard, ...]:
@@ -234,11 +250,40 @@ def _units(records: list[Record]) -> int:
 
 
 def _require_free(conn: Connection, name: str) -> None:
-    taken = select(schema.datasets.c.name).where(schema.datasets.c.name == name)
-    if conn.execute(taken).first() is not None:
+    if conn.execute(_dataset(name)).first() is not None:
         raise DatasetExists(
             f"there is a dataset {name!r} already", hint="choose another name; see `llmos data ls`"
         )
+
+
+def _require_heir(conn: Connection, terms: DatasetTerms) -> None:
+    """Refuse terms under which derived data would be less protected than what it was made from."""
+    for name in terms.parents:
+        row = conn.execute(_dataset(name)).mappings().one_or_none()
+        if row is None:
+            raise _unknown(name)
+        parent = _from_row(row)
+        unit, wider = terms.total.unit.column, set(terms.purposes) - set(parent.purposes)
+        if parent.unit_column != unit:
+            raise DataError(f"{name} protects each {parent.unit_column}, not each {unit}")
+        if wider:
+            raise DataError(
+                f"{name} may not be used for {', '.join(sorted(wider))}",
+                hint="derived data inherit the purposes of what they were made from",
+            )
+        if _SENSITIVITY.index(terms.classification) < _SENSITIVITY.index(parent.classification):
+            raise DataError(
+                f"what is made from {name} is {parent.classification} as well",
+                hint="the output of a private mechanism is no derived data: leave the parent out",
+            )
+
+
+def _dataset(name: str) -> Select[*tuple[Any, ...]]:
+    return select(schema.datasets).where(schema.datasets.c.name == name)
+
+
+def _unknown(name: str) -> UnknownDataset:
+    return UnknownDataset(f"there is no dataset {name!r}", hint="see `llmos data ls`")
 
 
 def _resource(name: str, classification: Classification, purposes: tuple[str, ...]) -> Resource:
@@ -253,8 +298,8 @@ def _to_row(card: DatasetCard) -> dict[str, str]:
     fields = card.to_dict()
     rest = {name: value for name, value in fields.items() if name not in _COLUMNS}
     row = {name: value for name, value in fields.items() if name in _COLUMNS}
-    purposes = rfc8785.dumps(fields["purposes"]).decode()
-    return row | {"purposes": purposes, "card": rfc8785.dumps(rest).decode()}
+    lists = {name: rfc8785.dumps(fields[name]).decode() for name in ("purposes", "parents")}
+    return row | lists | {"card": rfc8785.dumps(rest).decode()}
 
 
 def _from_row(row: RowMapping) -> DatasetCard:
@@ -262,5 +307,6 @@ def _from_row(row: RowMapping) -> DatasetCard:
     fields |= json.loads(fields.pop("card"))
     fields["format"] = RecordFormat(fields["format"])
     fields["classification"] = Classification(fields["classification"])
-    fields["purposes"] = tuple(json.loads(fields["purposes"]))
+    for name in ("purposes", "parents"):
+        fields[name] = tuple(json.loads(fields[name]))
     return DatasetCard(**fields)

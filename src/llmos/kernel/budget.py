@@ -1,48 +1,44 @@
 """The ledger: what each dataset may still pay for in privacy, and who holds or spent how much.
 
-One pool per dataset has a cap on the Renyi divergence at one order that is fixed when the pool is
-made. A job's whole mechanism is reserved before it starts and settled for the steps it ran; a crash
-leaves the hold. Jobs may be chosen after earlier results were seen and may run at the same time:
-the admission rule is a privacy filter (Feldman and Zrnic 2020, arXiv:2008.11193; concurrent use:
-Haney et al. 2023, arXiv:2309.05901). Amounts are integers of 1e-12 nats, costs rounded up and caps
-down, so sums are exact and the database itself refuses an overspent pool. Events are the truth;
-balances are a cache that must equal them.
+A pool has a cap on the Renyi divergence at one order that is fixed when the pool is made. A charge
+touches every pool that its data and purpose belong to, all of them or none. A job's whole mechanism
+is reserved before it starts and settled for the steps it ran; a crash leaves the hold. Jobs may be
+chosen after earlier results were seen and may run at the same time: the admission rule is a privacy
+filter (Feldman and Zrnic 2020, arXiv:2008.11193; concurrent use: Haney et al. 2023,
+arXiv:2309.05901). Amounts are integers of 1e-12 nats, costs rounded up and caps down, so sums are
+exact and the database itself refuses an overspent pool. Events are the truth; balances are a cache
+that must equal them.
 """
 
 from __future__ import annotations
 
-import math
-from fractions import Fraction
 from typing import Any
 
 from sqlalchemy import Connection, func, insert, select, update
 
-from llmos.errors import (
-    InvalidPrivacyParameter,
-    LedgerConflict,
-    UnaccountableMechanism,
-)
-from llmos.kernel import accounting, pricing
+from llmos.errors import LedgerConflict, UnaccountableMechanism
+from llmos.kernel import caps, pricing
 from llmos.kernel.pools import (
+    Balance,
     PoolState,
     Reservation,
     ReservationState,
     as_pool,
     as_reservation,
+    charged_pools,
+    find_reservation,
     get_held,
     get_pool,
     get_reservation,
     holding_keys,
     mechanism_text,
-    pool_query,
-    reservation_query,
     reserved_mechanism,
 )
-from llmos.kernel.schema import budget_events, budget_pools, budget_reservations
-from llmos.kernel.store import Store, now
-from llmos.privacy import Mechanism, Neighboring, PrivacyLoss
+from llmos.kernel.schema import budget_costs, budget_events, budget_pools, budget_reservations
+from llmos.kernel.store import Store
+from llmos.privacy import Mechanism, Neighboring
 
-__all__ = ["Budget", "PoolState", "Reservation", "ReservationState"]
+__all__ = ["Balance", "Budget", "PoolState", "Reservation", "ReservationState"]
 
 
 class Budget:
@@ -52,47 +48,6 @@ class Budget:
         """Work on the kernel's store."""
         self._store = store
 
-    def create_pool(
-        self, conn: Connection, dataset: str, fingerprint: str, total: PrivacyLoss
-    ) -> PoolState:
-        """Give a dataset its budget, once.
-
-        Raises:
-            InvalidPrivacyParameter: epsilon is out of range, or with this delta too small or too
-                large for the filter.
-            UnaccountableMechanism: the adjacency is not add-or-remove-one.
-            LedgerConflict: the dataset has a budget already.
-        """
-        if total.neighboring is not Neighboring.ADD_OR_REMOVE_ONE:
-            raise UnaccountableMechanism(f"no filter is known here for {total.neighboring}")
-        order = accounting.fixed_order(total.epsilon, total.delta)
-        cap = accounting.renyi_cap(total.epsilon, total.delta, order)
-        units = math.floor(Fraction(cap) * pricing.UNITS_PER_NAT)
-        if not 0 < units < pricing.TOO_MUCH:
-            raise InvalidPrivacyParameter(
-                "epsilon",
-                total.epsilon,
-                f"{'larger' if units <= 0 else 'smaller'} at delta {total.delta:g}: at Renyi order "
-                f"{order:g}, which is fixed for the pool, it leaves {cap:.3g} nats to spend",
-            )
-        if conn.execute(pool_query(dataset)).first() is not None:
-            raise LedgerConflict(f"{dataset} has a privacy budget already; it is set only once")
-        conn.execute(
-            insert(budget_pools).values(
-                dataset=dataset,
-                epsilon=total.epsilon.hex(),
-                delta=total.delta.hex(),
-                neighboring=str(total.neighboring),
-                unit_column=total.unit.column,
-                fingerprint=fingerprint,
-                renyi_order=order.hex(),
-                cap=units,
-                spent=0,
-                held=0,
-            )
-        )
-        return get_pool(conn, dataset)
-
     def reserve(
         self,
         conn: Connection,
@@ -101,37 +56,46 @@ class Budget:
         fingerprint: str,
         unit_column: str,
         mechanism: Mechanism,
+        *,
+        purpose: str,
     ) -> Reservation:
         """Hold the whole cost of a mechanism, or return what was reserved under this key before.
 
-        A reservation that was settled or aborted is returned as it stands and holds nothing.
+        Every pool of the data and the purpose pays at its own order, or none does. A reservation
+        that was settled or aborted is returned as it stands and holds nothing.
 
         Raises:
-            BudgetExceeded: the pool cannot pay; says what would still fit.
+            BudgetExceeded: a pool cannot pay; says what would still fit.
             UnaccountableMechanism: the data, unit or adjacency is not that of the pool.
-            LedgerConflict: the key belongs to another mechanism or dataset.
+            LedgerConflict: the key belongs to another mechanism, dataset or purpose.
             UnknownDataset: the dataset has no budget.
         """
-        pool = get_pool(conn, dataset)
-        _check_subject(pool, fingerprint, unit_column)
-        if (row := conn.execute(reservation_query(key)).first()) is not None:
-            if (row.dataset, reserved_mechanism(conn, key)) != (dataset, mechanism):
-                raise LedgerConflict(f"{key} has reserved another mechanism or dataset before")
-            return as_reservation(row)
-        cost = pricing.cost(mechanism, pool.renyi_order)
-        if cost > pool.remaining:
-            raise pricing.refusal(pool, mechanism, holding_keys(conn, dataset))
+        pools = charged_pools(conn, dataset, purpose)
+        _check_subject(pools, fingerprint, unit_column)
+        if (earlier := find_reservation(conn, key)) is not None:
+            asked = (dataset, purpose, mechanism)
+            if (earlier.dataset, earlier.purpose, reserved_mechanism(conn, key)) != asked:
+                raise LedgerConflict(
+                    f"{key} has reserved another mechanism, dataset or purpose before"
+                )
+            return earlier
+        costs = {pool.id: pricing.cost(mechanism, pool.renyi_order) for pool in pools}
+        for pool in pools:
+            if costs[pool.id] > pool.remaining:
+                raise pricing.refusal(pool, mechanism, holding_keys(conn, pool.id))
         conn.execute(
             insert(budget_reservations).values(
                 id=key,
                 dataset=dataset,
+                purpose=purpose,
                 mechanism=mechanism_text(mechanism),
-                cost=cost,
                 steps_done=0,
                 state="held",
             )
         )
-        _move(conn, key, dataset, "reserve", mechanism, held=cost, spent=0)
+        for name, cost in costs.items():
+            conn.execute(insert(budget_costs).values(reservation=key, pool=name, cost=cost))
+            caps.move(conn, name, "reserve", key, mechanism, held=cost)
         return get_reservation(conn, key)
 
     def progress(self, conn: Connection, key: str, steps: int) -> None:
@@ -171,8 +135,7 @@ class Budget:
             raise LedgerConflict(
                 f"{key} must settle for {done} to {reserved.steps} steps, not for {mechanism.steps}"
             )
-        cost = pricing.cost(mechanism, get_pool(conn, reservation.dataset).renyi_order)
-        return _close(conn, reservation, ReservationState.COMMITTED, mechanism, cost)
+        return _close(conn, reservation, ReservationState.COMMITTED, mechanism)
 
     def abort(self, conn: Connection, key: str) -> Reservation:
         """Give a hold back, only while no step was run; aborting again changes nothing.
@@ -189,22 +152,31 @@ class Budget:
                 f"{key} has run {reservation.steps_done} steps; they cannot be given back",
                 hint="settle it for the steps it ran",
             )
-        return _close(conn, reservation, ReservationState.ABORTED, reservation.mechanism, 0)
+        return _close(conn, reservation, ReservationState.ABORTED, reservation.mechanism)
 
-    def pool(self, dataset: str) -> PoolState:
-        """Return the pool of a dataset.
+    def pool(self, pool: str) -> PoolState:
+        """Return a pool by its id; a dataset's own pool has the dataset's name.
+
+        Raises:
+            UnknownDataset: there is no such pool.
+        """
+        with self._store.read() as conn:
+            return get_pool(conn, pool)
+
+    def pools(self) -> tuple[PoolState, ...]:
+        """Return all pools, by id."""
+        with self._store.read() as conn:
+            rows = conn.execute(select(budget_pools).order_by(budget_pools.c.id))
+            return tuple(as_pool(row) for row in rows)
+
+    def charged(self, dataset: str, purpose: str) -> tuple[PoolState, ...]:
+        """Return every pool that a job on a dataset for a purpose is charged to, its own first.
 
         Raises:
             UnknownDataset: the dataset has no budget.
         """
         with self._store.read() as conn:
-            return get_pool(conn, dataset)
-
-    def pools(self) -> tuple[PoolState, ...]:
-        """Return all pools, by dataset."""
-        with self._store.read() as conn:
-            rows = conn.execute(select(budget_pools).order_by(budget_pools.c.dataset))
-            return tuple(as_pool(row) for row in rows)
+            return charged_pools(conn, dataset, purpose)
 
     def reservation(self, key: str) -> Reservation:
         """Return a reservation by its key.
@@ -215,114 +187,90 @@ class Budget:
         with self._store.read() as conn:
             return get_reservation(conn, key)
 
-    def reservations(self, dataset: str) -> tuple[Reservation, ...]:
-        """Return the reservations of a dataset, oldest first."""
+    def reservations(self, pool: str) -> tuple[Reservation, ...]:
+        """Return the reservations that were charged to a pool, oldest first."""
         query = (
             select(budget_reservations)
-            .join(budget_events, budget_events.c.reservation == budget_reservations.c.id)
-            .where(budget_reservations.c.dataset == dataset, budget_events.c.kind == "reserve")
+            .join(budget_events, budget_events.c.reference == budget_reservations.c.id)
+            .where(budget_events.c.pool == pool, budget_events.c.kind == "reserve")
             .order_by(budget_events.c.seq)
         )
         with self._store.read() as conn:
-            return tuple(as_reservation(row) for row in conn.execute(query))
+            return tuple(as_reservation(conn, row) for row in conn.execute(query).all())
 
-    def recompute(self, dataset: str) -> tuple[int, int]:
-        """Return (spent, held) from the events alone; a pool's balance must equal it."""
-        totals = select(
-            func.coalesce(func.sum(budget_events.c.spent_change), 0),
-            func.coalesce(func.sum(budget_events.c.held_change), 0),
-        ).where(budget_events.c.dataset == dataset)
+    def recompute(self, pool: str) -> Balance:
+        """Return a pool's amounts from its events alone; its balance must equal them."""
+        changes = ("cap_change", "spent_change", "held_change")
+        totals = select(*(func.coalesce(func.sum(budget_events.c[name]), 0) for name in changes))
         with self._store.read() as conn:
-            spent, held = conn.execute(totals).one()
-        return int(spent), int(held)
+            cap, spent, held = conn.execute(totals.where(budget_events.c.pool == pool)).one()
+        return Balance(int(cap), int(spent), int(held))
 
-    def cost(self, dataset: str, mechanism: Mechanism) -> int:
-        """Return what a mechanism would cost this dataset's pool, in 1e-12 nats.
+    def cost(self, pool: str, mechanism: Mechanism) -> int:
+        """Return what a mechanism would cost a pool, in 1e-12 nats.
 
         Raises:
-            UnknownDataset: the dataset has no budget.
+            UnknownDataset: there is no such pool.
         """
-        return pricing.cost(mechanism, self.pool(dataset).renyi_order)
+        return pricing.cost(mechanism, self.pool(pool).renyi_order)
 
-    def precompute(self, dataset: str, mechanism: Mechanism) -> None:
+    def precompute(self, dataset: str, purpose: str, mechanism: Mechanism) -> None:
         """Do the slow arithmetic of `reserve` now, so that no writer has to wait for it there.
 
         Raises:
             UnknownDataset: the dataset has no budget.
         """
-        pool = self.pool(dataset)
-        if pricing.cost(mechanism, pool.renyi_order) > pool.remaining:
-            pricing.feasible(mechanism, pool.renyi_order, pool.delta, pool.remaining)
+        for pool in self.charged(dataset, purpose):
+            if pricing.cost(mechanism, pool.renyi_order) > pool.remaining:
+                pricing.feasible(mechanism, pool.renyi_order, pool.delta, pool.remaining)
 
-    def explain(self, dataset: str) -> dict[str, Any]:
+    def explain(self, pool: str) -> dict[str, Any]:
         """Return a pool's numbers as JSON values, each with the theorem that stands behind it.
 
         Raises:
-            UnknownDataset: the dataset has no budget.
+            UnknownDataset: there is no such pool.
         """
         with self._store.read() as conn:
-            pool, holders = get_pool(conn, dataset), holding_keys(conn, dataset)
-        return pricing.explanation(pool, holders)
-
-
-def _move(
-    conn: Connection,
-    key: str,
-    dataset: str,
-    kind: str,
-    mechanism: Mechanism,
-    *,
-    held: int,
-    spent: int,
-) -> None:
-    """Change a pool's balance and write the event that says why."""
-    conn.execute(
-        update(budget_pools)
-        .where(budget_pools.c.dataset == dataset)
-        .values(held=budget_pools.c.held + held, spent=budget_pools.c.spent + spent)
-    )
-    conn.execute(
-        insert(budget_events).values(
-            reservation=key,
-            dataset=dataset,
-            kind=kind,
-            mechanism=mechanism_text(mechanism),
-            held_change=held,
-            spent_change=spent,
-            at=now(),
-        )
-    )
+            found, holders = get_pool(conn, pool), holding_keys(conn, pool)
+        return pricing.explanation(found, holders)
 
 
 def _close(
-    conn: Connection,
-    reservation: Reservation,
-    state: ReservationState,
-    mechanism: Mechanism,
-    cost: int,
+    conn: Connection, reservation: Reservation, state: ReservationState, mechanism: Mechanism
 ) -> Reservation:
-    """End a hold, spending `cost` of it."""
-    key = reservation.id
-    steps_done = mechanism.steps if state is ReservationState.COMMITTED else 0
+    """End a hold in every pool, spending what was run or nothing."""
+    key, spends = reservation.id, state is ReservationState.COMMITTED
     conn.execute(
         update(budget_reservations)
         .where(budget_reservations.c.id == key)
         .values(
-            state=str(state), mechanism=mechanism_text(mechanism), cost=cost, steps_done=steps_done
+            state=str(state),
+            mechanism=mechanism_text(mechanism),
+            steps_done=mechanism.steps if spends else 0,
         )
     )
-    kind = "commit" if state is ReservationState.COMMITTED else "abort"
-    _move(conn, key, reservation.dataset, kind, mechanism, held=-reservation.cost, spent=cost)
+    for pool, held in reservation.costs.items():
+        cost = pricing.cost(mechanism, get_pool(conn, pool).renyi_order) if spends else 0
+        conn.execute(
+            update(budget_costs)
+            .where(budget_costs.c.reservation == key, budget_costs.c.pool == pool)
+            .values(cost=cost)
+        )
+        kind = "commit" if spends else "abort"
+        caps.move(conn, pool, kind, key, mechanism, held=-held, spent=cost)
     return get_reservation(conn, key)
 
 
-def _check_subject(pool: PoolState, fingerprint: str, unit_column: str) -> None:
-    """Refuse to charge a pool for other data, another unit or another adjacency than its own."""
-    asked = (fingerprint, unit_column, Neighboring.ADD_OR_REMOVE_ONE)
-    kept = (pool.fingerprint, pool.total.unit.column, pool.total.neighboring)
-    for name, ours, theirs in zip(("data", "unit", "adjacency"), kept, asked, strict=True):
+def _check_subject(pools: tuple[PoolState, ...], fingerprint: str, unit_column: str) -> None:
+    """Refuse to charge pools for other data, another unit or another adjacency than their own."""
+    own = pools[0]
+    kept = [("data", own.fingerprint, fingerprint)]
+    for pool in pools:
+        kept.append(("unit", pool.total.unit.column, unit_column))
+        kept.append(("adjacency", pool.total.neighboring, Neighboring.ADD_OR_REMOVE_ONE))
+    for name, ours, theirs in kept:
         if ours != theirs:
             raise UnaccountableMechanism(
-                f"the budget of {pool.dataset} is for the {name} {ours!s}, not for {theirs!s}",
+                f"the budget of {own.dataset} is for the {name} {ours!s}, not for {theirs!s}",
                 hint="import the changed data as a new dataset",
             )

@@ -29,6 +29,7 @@ from llmos.errors import (
     WrongPassphrase,
 )
 from llmos.kernel import schema
+from llmos.kernel.approvals import Approvals
 from llmos.kernel.auditlog import AuditLog
 from llmos.kernel.budget import Budget
 from llmos.kernel.identity import Identity, Principal, Role
@@ -57,12 +58,22 @@ class Kernel:
     vault: Vault
     auditlog: AuditLog
     monitor: Monitor
+    approvals: Approvals
     jobs: Jobs
     certificate_key: NoteKey
 
     def principal(self) -> Principal:
-        """Return who the command line acts as; access to the home's key is the authentication."""
-        return self.identity.principal(self.config.principal)
+        """Return who the command line acts as: the holder of the API key that was given, if any.
+
+        Otherwise the configured name; access to the home's root key is then the authentication.
+
+        Raises:
+            AuthenticationError: the key is none of this home's, revoked or expired.
+            ConfigError: the file with the key cannot be read.
+        """
+        if self.config.api_key_file is None:
+            return self.identity.principal(self.config.principal)
+        return self.identity.authenticate(_first_line(self.config.api_key_file, "API key"))
 
     @property
     def public_keys(self) -> str:
@@ -179,6 +190,7 @@ def _assemble(config: Config, stores: tuple[Store, Store], root_key: bytes) -> K
     auditlog = AuditLog(store, NoteKey(origin, vault.secret(_LOG_KEY)))
     policy = Policy.load(config.home / "policy")
     budget = Budget(store)
+    certificate_key = NoteKey(f"{origin}/certificates", certificate_seed)
     return Kernel(
         config=config,
         home_id=home_id,
@@ -190,7 +202,8 @@ def _assemble(config: Config, stores: tuple[Store, Store], root_key: bytes) -> K
         auditlog=auditlog,
         monitor=Monitor(store, policy, budget, auditlog),
         jobs=Jobs(store, config.home),
-        certificate_key=NoteKey(f"{origin}/certificates", certificate_seed),
+        approvals=Approvals(store, certificate_key),
+        certificate_key=certificate_key,
     )
 
 
@@ -268,10 +281,14 @@ def _configured_passphrase(config: Config) -> str | None:
         return config.passphrase.get_secret_value()
     if config.passphrase_file is None:
         return None
+    return _first_line(config.passphrase_file, "passphrase")
+
+
+def _first_line(path: Path, what: str) -> str:
     try:
-        return config.passphrase_file.read_text().splitlines()[0]
+        return path.read_text().splitlines()[0]
     except (OSError, ValueError, IndexError) as error:
-        raise ConfigError(f"{config.passphrase_file} holds no passphrase") from error
+        raise ConfigError(f"{path} holds no {what}") from error
 
 
 def _home_exists(home: Path) -> HomeExists:

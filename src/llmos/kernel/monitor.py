@@ -51,6 +51,7 @@ class Charge:
     """What an admission costs whom: the mechanism, and the data and unit it is accounted for."""
 
     dataset: str
+    purpose: str
     fingerprint: str
     unit_column: str
     mechanism: Mechanism
@@ -144,8 +145,12 @@ class Grant:
         """
         self._require_charge()
         with self._transaction(conn) as inside:
-            cost = self._budget.commit(inside, self._key, mechanism).cost
-            facts = {"job": self._key, "mechanism": mechanism_to_dict(mechanism), "cost": str(cost)}
+            costs = self._budget.commit(inside, self._key, mechanism).costs
+            facts = {
+                "job": self._key,
+                "mechanism": mechanism_to_dict(mechanism),
+                "costs": _texts(costs),
+            }
             self._recorder.write(inside, Outcome.SETTLED, {**details, **facts})
 
     def abort(self, *, conn: Connection | None = None) -> None:
@@ -256,7 +261,7 @@ class Monitor:
         facts = {**details, "job": key}
         with self._recording_failure(recorder, Outcome.REFUSED, facts):
             if charge is not None:
-                self.budget.precompute(charge.dataset, charge.mechanism)
+                self.budget.precompute(charge.dataset, charge.purpose, charge.mechanism)
             with self.store.transaction() as conn:
                 if charge is not None:
                     facts |= self._reserve(conn, key, charge, objects)
@@ -273,7 +278,13 @@ class Monitor:
     ) -> dict[str, Any]:
         """Reserve a charge and return what the record says about it."""
         reservation = self.budget.reserve(
-            conn, key, charge.dataset, charge.fingerprint, charge.unit_column, charge.mechanism
+            conn,
+            key,
+            charge.dataset,
+            charge.fingerprint,
+            charge.unit_column,
+            charge.mechanism,
+            purpose=charge.purpose,
         )
         if reservation.state is not ReservationState.HELD and objects:
             raise LedgerConflict(
@@ -283,7 +294,7 @@ class Monitor:
         return {
             "dataset": charge.dataset,
             "mechanism": mechanism_to_dict(charge.mechanism),
-            "cost": str(reservation.cost),  # text: JSON numbers end at 2**53
+            "costs": _texts(reservation.costs),
         }
 
     def _decide(
@@ -313,3 +324,8 @@ class Monitor:
             except StorageError as unrecorded:
                 error.add_note(f"this failure could not be recorded: {unrecorded}")
             raise
+
+
+def _texts(costs: Mapping[str, int]) -> dict[str, str]:
+    """Write integers as text: JSON numbers end at 2**53."""
+    return {pool: str(cost) for pool, cost in costs.items()}

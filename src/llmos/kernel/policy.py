@@ -51,6 +51,7 @@ class Action(StrEnum):
     READ_LOG = "read-log"
     PLAN = "plan"
     SERVE = "serve"
+    APPROVE = "approve"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
 import rfc8785
-from sqlalchemy import Connection, Row, Select, select
+from sqlalchemy import Connection, Row, select
 
 from llmos.errors import LedgerConflict, UnknownDataset
-from llmos.kernel.schema import budget_events, budget_pools, budget_reservations
+from llmos.kernel.schema import (
+    budget_costs,
+    budget_events,
+    budget_pools,
+    budget_reservations,
+    datasets,
+)
 from llmos.privacy import (
     Mechanism,
     Neighboring,
@@ -36,21 +43,42 @@ class Reservation:
 
     id: str
     dataset: str
+    purpose: str
     mechanism: Mechanism  # as reserved; after commit as run
-    cost: int  # in 1e-12 nats at the pool's order
+    costs: Mapping[str, int]  # by pool, in 1e-12 nats at its order
     steps_done: int
     state: ReservationState
 
+    @property
+    def cost(self) -> int:
+        """What it takes from the dataset's own pool, in 1e-12 nats."""
+        return self.costs[self.dataset]
+
     def to_dict(self) -> dict[str, Any]:
         """Return the reservation as JSON values."""
-        return {**asdict(self), "mechanism": mechanism_to_dict(self.mechanism)}
+        return {**asdict(self), "cost": self.cost, "mechanism": mechanism_to_dict(self.mechanism)}
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """A pool's amounts in 1e-12 nats."""
+
+    cap: int
+    spent: int
+    held: int
 
 
 @dataclass(frozen=True, slots=True)
 class PoolState:
-    """One dataset's budget; cap, spent and held are Renyi divergence in 1e-12 nats."""
+    """One budget; cap, spent and held are Renyi divergence in 1e-12 nats.
 
+    A dataset has one pool that every job on it is charged to, and may have one more for each
+    purpose, a part of its own that only jobs for that purpose are charged to as well.
+    """
+
+    id: str
     dataset: str
+    purpose: str | None
     total: PrivacyLoss
     fingerprint: str
     renyi_order: float
@@ -67,6 +95,11 @@ class PoolState:
     def delta(self) -> float:
         """The delta that belongs to it."""
         return self.total.delta
+
+    @property
+    def balance(self) -> Balance:
+        """The three amounts, which the pool's events must add up to."""
+        return Balance(self.cap, self.spent, self.held)
 
     @property
     def remaining(self) -> int:
@@ -89,23 +122,51 @@ class PoolState:
         return self.remaining / self.cap
 
 
-def pool_query(dataset: str) -> Select[*tuple[Any, ...]]:
-    """Select the row of a dataset's pool."""
-    return select(budget_pools).where(budget_pools.c.dataset == dataset)
+def pool_id(dataset: str, purpose: str | None = None) -> str:
+    """Return the id of a dataset's own pool, or of the one for a purpose."""
+    return dataset if purpose is None else f"{dataset}/{purpose}"
 
 
-def get_pool(conn: Connection, dataset: str) -> PoolState:
-    """Read a dataset's pool.
+def find_pool(conn: Connection, pool: str) -> PoolState | None:
+    """Read a pool by its id, if there is one."""
+    row = conn.execute(select(budget_pools).where(budget_pools.c.id == pool)).one_or_none()
+    return None if row is None else as_pool(row)
+
+
+def get_pool(conn: Connection, pool: str) -> PoolState:
+    """Read a pool by its id.
 
     Raises:
-        UnknownDataset: the dataset has no budget.
+        UnknownDataset: there is none.
     """
-    row = conn.execute(pool_query(dataset)).one_or_none()
-    if row is None:
+    if (found := find_pool(conn, pool)) is None:
         raise UnknownDataset(
-            f"{dataset} has no privacy budget", hint="`llmos budget ls` lists the budgets"
+            f"{pool} has no privacy budget", hint="`llmos budget ls` lists the budgets"
         )
-    return as_pool(row)
+    return found
+
+
+def charged_pools(conn: Connection, dataset: str, purpose: str) -> tuple[PoolState, ...]:
+    """Return every pool that a job on a dataset is charged to, its own first.
+
+    These are the pools of the dataset and of all that it was made from: what one person changes in
+    an ancestor changes at most that person's records here. They are always taken in this order.
+
+    Raises:
+        UnknownDataset: the dataset or an ancestor has no budget.
+    """
+    found: dict[str, PoolState] = {}
+    waiting = [dataset]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found[name] = get_pool(conn, name)
+            parents = select(datasets.c.parents).where(datasets.c.name == name)
+            waiting += json.loads(conn.execute(parents).scalar_one())
+    for name in tuple(found):
+        if (pool := find_pool(conn, pool_id(name, purpose))) is not None:
+            found[pool.id] = pool
+    return (found.pop(dataset), *(found[key] for key in sorted(found)))
 
 
 def as_pool(row: Row[*tuple[Any, ...]]) -> PoolState:
@@ -116,20 +177,40 @@ def as_pool(row: Row[*tuple[Any, ...]]) -> PoolState:
         PrivacyUnit(row.unit_column),
         Neighboring(row.neighboring),
     )
-    order = float.fromhex(row.renyi_order)
-    return PoolState(row.dataset, total, row.fingerprint, order, row.cap, row.spent, row.held)
+    return PoolState(
+        id=row.id,
+        dataset=row.dataset,
+        purpose=row.purpose,
+        total=total,
+        fingerprint=row.fingerprint,
+        renyi_order=float.fromhex(row.renyi_order),
+        cap=row.cap,
+        spent=row.spent,
+        held=row.held,
+    )
 
 
-def reservation_query(key: str) -> Select[*tuple[Any, ...]]:
-    """Select the row of a reservation."""
-    return select(budget_reservations).where(budget_reservations.c.id == key)
+def as_reservation(conn: Connection, row: Row[*tuple[Any, ...]]) -> Reservation:
+    """Read a row of `budget_reservations` with its costs."""
+    costs = select(budget_costs.c.pool, budget_costs.c.cost).where(
+        budget_costs.c.reservation == row.id
+    )
+    return Reservation(
+        id=row.id,
+        dataset=row.dataset,
+        purpose=row.purpose,
+        mechanism=mechanism_from_dict(json.loads(row.mechanism)),
+        costs={pool: cost for pool, cost in conn.execute(costs.order_by(budget_costs.c.pool))},
+        steps_done=row.steps_done,
+        state=ReservationState(row.state),
+    )
 
 
-def as_reservation(row: Row[*tuple[Any, ...]]) -> Reservation:
-    """Read a row of `budget_reservations`."""
-    mechanism = mechanism_from_dict(json.loads(row.mechanism))
-    state = ReservationState(row.state)
-    return Reservation(row.id, row.dataset, mechanism, row.cost, row.steps_done, state)
+def find_reservation(conn: Connection, key: str) -> Reservation | None:
+    """Read a reservation, if something was reserved under this key."""
+    query = select(budget_reservations).where(budget_reservations.c.id == key)
+    row = conn.execute(query).one_or_none()
+    return None if row is None else as_reservation(conn, row)
 
 
 def get_reservation(conn: Connection, key: str) -> Reservation:
@@ -138,10 +219,9 @@ def get_reservation(conn: Connection, key: str) -> Reservation:
     Raises:
         LedgerConflict: nothing was reserved under this key.
     """
-    row = conn.execute(reservation_query(key)).one_or_none()
-    if row is None:
+    if (found := find_reservation(conn, key)) is None:
         raise LedgerConflict(f"nothing was reserved under {key}")
-    return as_reservation(row)
+    return found
 
 
 def get_held(conn: Connection, key: str) -> Reservation:
@@ -158,15 +238,19 @@ def get_held(conn: Connection, key: str) -> Reservation:
 
 def reserved_mechanism(conn: Connection, key: str) -> Mechanism:
     """Return the mechanism as it was reserved; after a commit the row holds what was run."""
-    reserved = (budget_events.c.reservation == key) & (budget_events.c.kind == "reserve")
-    text = conn.execute(select(budget_events.c.mechanism).where(reserved)).scalar_one()
+    reserved = (budget_events.c.reference == key) & (budget_events.c.kind == "reserve")
+    text = conn.execute(select(budget_events.c.mechanism).where(reserved).limit(1)).scalar_one()
     return mechanism_from_dict(json.loads(text))
 
 
-def holding_keys(conn: Connection, dataset: str) -> tuple[str, ...]:
+def holding_keys(conn: Connection, pool: str) -> tuple[str, ...]:
     """Return who holds parts of a pool."""
-    held = (budget_reservations.c.dataset == dataset) & (budget_reservations.c.state == "held")
-    return tuple(conn.execute(select(budget_reservations.c.id).where(held)).scalars())
+    query = (
+        select(budget_reservations.c.id)
+        .join(budget_costs, budget_costs.c.reservation == budget_reservations.c.id)
+        .where(budget_costs.c.pool == pool, budget_reservations.c.state == "held")
+    )
+    return tuple(conn.execute(query).scalars())
 
 
 def mechanism_text(mechanism: Mechanism) -> str:

@@ -63,7 +63,7 @@ def refusal(pool: PoolState, mechanism: Mechanism, holders: tuple[str, ...]) -> 
     )
     return BudgetExceeded(
         pool.dataset,
-        f"{pool.dataset} cannot pay for this: it takes {share:.2%} of the privacy budget and "
+        f"{pool.id} cannot pay for this: it takes {share:.2%} of the privacy budget and "
         f"{pool.remaining_share:.2%} is left (spent {pool.spent_share:.2%}, "
         f"held {pool.held_share:.2%}{held_by})",
         hint=hint,
@@ -75,7 +75,9 @@ def explanation(pool: PoolState, holders: tuple[str, ...]) -> dict[str, Any]:
     """Return a pool's numbers as JSON values, with the theorems that stand behind them."""
     theorems = accounting.THEOREMS
     return {
+        "pool": pool.id,
         "dataset": pool.dataset,
+        "purpose": pool.purpose,
         "unit": pool.total.unit.column,
         "neighboring": str(pool.total.neighboring),
         "epsilon": pool.epsilon,

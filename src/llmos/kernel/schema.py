@@ -63,6 +63,7 @@ datasets = Table(
     Column("fingerprint", Text, nullable=False),  # SHA-256 of the stored plaintext, hex
     Column("card", Text, nullable=False),  # JSON: counts, format, canaries; see data/datasets.py
     Column("created_at", Text, nullable=False),
+    Column("parents", Text, nullable=False, server_default="[]"),  # JSON: what it was made from
 )
 
 models = Table(
@@ -80,7 +81,9 @@ models = Table(
 budget_pools = Table(
     "budget_pools",
     KERNEL,
-    Column("dataset", Text, ForeignKey("datasets.name"), primary_key=True),
+    Column("id", Text, primary_key=True),  # the dataset's name, or dataset/purpose
+    Column("dataset", Text, ForeignKey("datasets.name"), nullable=False),
+    Column("purpose", Text),  # none: every purpose is charged here
     Column("epsilon", Text, nullable=False),  # float.hex of the total budget
     Column("delta", Text, nullable=False),  # float.hex
     Column("neighboring", Text, nullable=False),
@@ -97,27 +100,55 @@ budget_reservations = Table(
     "budget_reservations",
     KERNEL,
     Column("id", Text, primary_key=True),  # idempotency key: the job's id
-    Column("dataset", Text, ForeignKey("budget_pools.dataset"), nullable=False),
+    Column("dataset", Text, ForeignKey("datasets.name"), nullable=False),
+    Column("purpose", Text, nullable=False),
     Column("mechanism", Text, nullable=False),  # JSON; after commit: the mechanism that was run
-    Column("cost", BigInteger, nullable=False),
     Column("steps_done", BigInteger, nullable=False),  # written before anything is released
     Column("state", Text, nullable=False),
     CheckConstraint("state IN ('held', 'committed', 'aborted')", name="known_state"),
-    CheckConstraint("cost >= 0 AND steps_done >= 0", name="not_negative"),
+    CheckConstraint("steps_done >= 0", name="not_negative"),
+)
+
+budget_costs = Table(
+    "budget_costs",
+    KERNEL,
+    Column("reservation", Text, ForeignKey("budget_reservations.id"), primary_key=True),
+    Column("pool", Text, ForeignKey("budget_pools.id"), primary_key=True),
+    Column("cost", BigInteger, nullable=False),  # held or spent, in 1e-12 nats at the pool's order
+    CheckConstraint("cost >= 0", name="cost_not_negative"),
 )
 
 budget_events = Table(
     "budget_events",
     KERNEL,
     Column("seq", Integer, primary_key=True, autoincrement=True),
-    Column("reservation", Text, nullable=False),
-    Column("dataset", Text, ForeignKey("budget_pools.dataset"), nullable=False),
-    Column("kind", Text, nullable=False),  # reserve, commit or abort
-    Column("mechanism", Text, nullable=False),
+    Column("pool", Text, ForeignKey("budget_pools.id"), nullable=False),
+    Column("kind", Text, nullable=False),  # create, raise, reserve, commit or abort
+    Column("reference", Text, nullable=False),  # the reservation, the approval of a raise, or ""
+    Column("mechanism", Text),  # JSON; none when the cap changed
+    Column("cap_change", BigInteger, nullable=False),
     Column("held_change", BigInteger, nullable=False),
     Column("spent_change", BigInteger, nullable=False),
     Column("at", Text, nullable=False),
     sqlite_autoincrement=True,
+)
+
+approvals = Table(
+    "approvals",
+    KERNEL,
+    Column("id", Text, primary_key=True),
+    Column("act", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("request", Text, nullable=False),  # JSON: what is done when it is approved
+    Column("reason", Text, nullable=False),
+    Column("proposer", Text, ForeignKey("principals.id"), nullable=False),
+    Column("proposed_at", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("decider", Text, ForeignKey("principals.id")),
+    Column("decided_at", Text),
+    Column("record", Text),  # DSSE envelope of what was approved, signed by the home
+    CheckConstraint("state IN ('open', 'approved', 'refused')", name="known_approval_state"),
+    CheckConstraint("proposer != decider", name="four_eyes"),
 )
 
 jobs = Table(

@@ -84,6 +84,6 @@ def _home(config: Config) -> tuple[bool, str]:
     kernel = kernels.open_kernel(config)
     entries = kernel.auditlog.verify().size
     for pool in kernel.budget.pools():
-        if kernel.budget.recompute(pool.dataset) != (pool.spent, pool.held):
-            return False, f"the ledger of {pool.dataset} differs from its events"
+        if kernel.budget.recompute(pool.id) != pool.balance:
+            return False, f"the ledger of {pool.id} differs from its events"
     return True, f"{config.home}: log of {entries} entries verified, ledger equals its events"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmos.data.canaries import DEFAULT_TEMPLATE, make_canaries
@@ -29,6 +30,8 @@ class ImportRequest:
     holdout_fraction: float = 0.0  # of the units, in [0, 1)
     canaries: int = 0  # made; a fair coin decides on planting each
     canary_template: str = DEFAULT_TEMPLATE
+    purpose_epsilons: Mapping[str, float] = field(default_factory=dict)  # parts of `epsilon`
+    parents: tuple[str, ...] = ()  # datasets that the file was made from
 
 
 def request(
@@ -46,6 +49,8 @@ def request(
     holdout_fraction: float = 0.0,
     canaries: int = 0,
     canary_template: str = DEFAULT_TEMPLATE,
+    purpose_epsilons: Mapping[str, float] | None = None,
+    parents: tuple[str, ...] = (),
 ) -> ImportRequest:
     """Make a request from what people type; without a name the file's name is taken.
 
@@ -71,6 +76,8 @@ def request(
         holdout_fraction=holdout_fraction,
         canaries=canaries,
         canary_template=canary_template,
+        purpose_epsilons=purpose_epsilons or {},
+        parents=parents,
     )
 
 
@@ -104,6 +111,11 @@ def run(request: ImportRequest, who: Principal, parts: Parts) -> DatasetCard:
             unit=PrivacyUnit(request.columns.unit),
         ),
         holdout_fraction=request.holdout_fraction,
+        purpose_epsilons={
+            purpose: check_epsilon(float(epsilon))
+            for purpose, epsilon in request.purpose_epsilons.items()
+        },
+        parents=request.parents,
     )
     return parts.datasets.import_records(
         who,

@@ -32,7 +32,7 @@ def submit(plan: TrainPlan, who: Principal, parts: Parts) -> str:
     action, resource, context = act(request, plan.card)
     mechanism = request.plan.mechanism
     if mechanism is not None:
-        kernel.budget.precompute(request.dataset, mechanism)
+        kernel.budget.precompute(request.dataset, request.purpose, mechanism)
     details = {"step": "submit", **public(request)}
     with kernel.monitor.act(who, action, resource, details=details, context=context) as conn:
         job_id = kernel.jobs.submit(conn, KIND, who.name, request.model_dump(mode="json"))
@@ -45,6 +45,7 @@ def submit(plan: TrainPlan, who: Principal, parts: Parts) -> str:
                 request.fingerprint,
                 plan.card.unit_column,
                 mechanism,
+                purpose=request.purpose,
             )
     return job_id
 

@@ -280,7 +280,8 @@ def charge(request: TrainRequest, card: DatasetCard) -> Charge | None:
     mechanism = request.plan.mechanism
     if mechanism is None:
         return None
-    return Charge(card.name, card.fingerprint, PrivacyUnit(card.unit_column).column, mechanism)
+    unit = PrivacyUnit(card.unit_column).column
+    return Charge(card.name, request.purpose, card.fingerprint, unit, mechanism)
 
 
 def public(request: TrainRequest) -> dict[str, Any]:

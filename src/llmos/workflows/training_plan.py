@@ -110,8 +110,7 @@ class TrainPlan:
     card: DatasetCard
     epsilon: float | None  # PLD, at the request's delta; None without privacy
     epsilon_replace_one: float | None
-    pool: PoolState
-    pool_cost: int  # in 1e-12 nats at the pool's Renyi order
+    charges: tuple[tuple[PoolState, int], ...]  # each pool with its cost in 1e-12 nats
     predicted: Prediction
 
     @property
@@ -135,7 +134,6 @@ class TrainPlan:
                 "guarantee": "NONE: this model may repeat its training data word for word",
                 "predicted": str(self.predicted),
             }
-        share = self.pool_cost / self.pool.cap
         return lines | {
             "sampling": f"Poisson, each {unit} with probability "
             f"{request.plan.sampling_probability:.4f} (about {request.batch} a step), "
@@ -144,8 +142,8 @@ class TrainPlan:
             f"noise multiplier {request.noise_multiplier:.4f}",
             "guarantee": f"epsilon {self.epsilon:.3f} at delta {request.delta:g} per {unit} "
             f"(add or remove one; PLD); replace one: {self.epsilon_replace_one:.3f}",
-            "budget": f"takes {share:.1%} of {card.name}'s; {self.pool.remaining_share:.1%} is "
-            f"left now, {_afterwards(self.pool.remaining_share - share)} (Renyi filter)",
+            "budget": "; ".join(_taken(pool, cost) for pool, cost in self.charges)
+            + " (Renyi filter)",
             "predicted": str(self.predicted),
         }
 
@@ -157,14 +155,22 @@ class TrainPlan:
             "epsilon_pld": self.epsilon,
             "epsilon_replace_one": self.epsilon_replace_one,
             "neighboring": str(Neighboring.ADD_OR_REMOVE_ONE),
-            "pool_share": self.pool_cost / self.pool.cap,
-            "pool_remaining_share": self.pool.remaining_share,
+            "pools": [
+                {
+                    "pool": pool.id,
+                    "share": cost / pool.cap,
+                    "remaining_share": pool.remaining_share,
+                }
+                for pool, cost in self.charges
+            ],
             "predicted_s": self.predicted.seconds,
         }
 
 
-def _afterwards(share: float) -> str:
-    return f"{share:.1%} afterwards" if share >= 0 else "NOT ENOUGH: it would be refused"
+def _taken(pool: PoolState, cost: int) -> str:
+    share, left = cost / pool.cap, pool.remaining_share
+    after = f"{left - share:.1%} afterwards" if share <= left else "NOT ENOUGH: it would be refused"
+    return f"takes {share:.1%} of {pool.id}'s; {left:.1%} is left now, {after}"
 
 
 def make_plan(options: TrainOptions, parts: Parts) -> TrainPlan:
@@ -187,10 +193,10 @@ def make_plan(options: TrainOptions, parts: Parts) -> TrainPlan:
         )
     output = options.output or f"{card.name}-{'private' if options.private else 'nonprivate'}"
     _refuse_taken(parts, output)
-    pool = kernel.budget.pool(card.name)
+    pools = kernel.budget.charged(card.name, options.purpose)
     batch = options.batch or _default_batch(card.units, private=options.private)
     steps = options.steps or max(1, math.ceil(options.epochs * card.units / batch))
-    delta = options.delta if options.delta is not None else pool.delta
+    delta = options.delta if options.delta is not None else pools[0].delta
     if batch > card.units:
         raise InvalidPrivacyParameter("batch", batch, f"at most the {card.units} units")
     noise_multiplier = None
@@ -232,8 +238,9 @@ def make_plan(options: TrainOptions, parts: Parts) -> TrainPlan:
         epsilon_replace_one=None
         if mechanism is None
         else accounting.epsilon(mechanism, delta, Neighboring.REPLACE_ONE),
-        pool=pool,
-        pool_cost=0 if mechanism is None else kernel.budget.cost(card.name, mechanism),
+        charges=()
+        if mechanism is None
+        else tuple((pool, kernel.budget.cost(pool.id, mechanism)) for pool in pools),
         predicted=predict_seconds(request, card, base, kernel),
     )
 

@@ -32,6 +32,10 @@ BUDGET = ["--epsilon", "8", "--delta", "1e-5"]
         (GOOD, [*TERMS, "--epsilon", "8", "--delta", "1"], 6, "delta must be"),
         (GOOD, [*TERMS, "--epsilon", "8", "--delta", "0"], 6, "delta must be"),
         (GOOD, [*TERMS, "--epsilon", "8", "--delta", "nan"], 6, "delta must be"),
+        (GOOD, [*TERMS, *BUDGET, "--derived-from", "nobody"], 7, "no dataset 'nobody'"),
+        (GOOD, [*TERMS, *BUDGET, "--purpose-epsilon", "research=1"], 7, "no purpose"),
+        (GOOD, [*TERMS, *BUDGET, "--purpose-epsilon", "training=9"], 6, "at most 8"),
+        (GOOD, [*TERMS, *BUDGET, "--purpose-epsilon", "training"], 2, "is not PURPOSE=EPSILON"),
         (GOOD, [*TERMS, *BUDGET, "--name", "notes"], 7, "already"),
         (GOOD, [*TERMS, *BUDGET, "--name", "../x"], 7, "cannot be a dataset name"),
         (GOOD, [*TERMS, *BUDGET, "--holdout", "1"], 7, "held-out"),
@@ -87,3 +91,31 @@ def test_an_import_says_what_it_stored(typed: Type, tmp_path: Path) -> None:
     assert "Dataset again is stored encrypted" in shown.out
     assert "per patient_id" in shown.out
     assert "is logged" in shown.out
+
+
+def test_jobs_on_derived_data_are_charged_to_every_pool(typed: Type, tmp_path: Path) -> None:
+    path = write_notes(tmp_path / "summaries.jsonl")
+    options = [*TERMS, *BUDGET, "--holdout", "0", "--derived-from", "notes"]
+    card = typed(
+        "data", "import", str(path), *options, "--purpose-epsilon", "training=5", "--json"
+    ).value
+    assert card["parents"] == ["notes"]
+    priced = typed(
+        "budget",
+        "what-if",
+        "summaries",
+        "--epsilon",
+        "2",
+        "--steps",
+        "8",
+        "--batch",
+        "24",
+        "--json",
+    ).value
+    charged = [pool["pool"] for pool in priced["pools"]]
+    assert charged == ["summaries", "notes", "summaries/training"]
+    plan = typed(
+        "train", "--data", "summaries", "--model", "tiny", "--epsilon", "2", "--steps", "8",
+        "--batch", "24", "--plan",
+    ).out  # fmt: skip
+    assert all(f"of {pool}'s" in plan for pool in charged)

@@ -19,6 +19,7 @@ from llmos.errors import (
     DataError,
     DatasetExists,
     IntegrityError,
+    InvalidPrivacyParameter,
     MalformedRecord,
     PermissionDenied,
     TamperedObject,
@@ -55,7 +56,7 @@ def kernel(tmp_path: Path) -> Iterator[Kernel]:
 
 @pytest.fixture
 def datasets(kernel: Kernel) -> Datasets:
-    return Datasets(kernel.store, kernel.vault, kernel.budget, kernel.monitor)
+    return Datasets(kernel.store, kernel.vault, kernel.monitor)
 
 
 @pytest.fixture
@@ -373,3 +374,56 @@ def test_terms_that_cannot_be_kept(changes: dict[str, Any]) -> None:
     with pytest.raises(DataError) as caught:
         replace(TERMS, **changes)
     assert caught.value.hint
+
+
+def test_a_purpose_may_have_a_part_of_the_budget(
+    kernel: Kernel, datasets: Datasets, steward: Principal
+) -> None:
+    terms = replace(TERMS, purpose_epsilons={"coding": 2.0})
+    import_pairs(datasets, steward, terms=terms)
+    pools = [(p.id, p.purpose, p.epsilon, p.delta) for p in kernel.budget.pools()]
+    assert pools == [("ward-7", None, 8.0, 1e-6), ("ward-7/coding", "coding", 2.0, 1e-6)]
+
+
+def test_a_part_is_of_a_known_purpose_and_no_more_than_the_whole() -> None:
+    with pytest.raises(DataError, match="no purpose"):
+        replace(TERMS, purpose_epsilons={"research": 2.0})
+    for epsilon in (8.1, float("nan")):
+        with pytest.raises(InvalidPrivacyParameter, match="epsilon of coding"):
+            replace(TERMS, purpose_epsilons={"coding": epsilon})
+
+
+def test_derived_data_know_their_parents(
+    kernel: Kernel, datasets: Datasets, steward: Principal
+) -> None:
+    import_pairs(datasets, steward)
+    heir = replace(TERMS, name="heir", purposes=("coding",), parents=("ward-7",))
+    card = import_pairs(datasets, steward, terms=heir)
+    assert card == datasets.card("heir")
+    assert card.parents == ("ward-7",)
+    assert [pool.id for pool in kernel.budget.charged("heir", "coding")] == ["heir", "ward-7"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "why"),
+    [
+        ({"parents": ("nobody",)}, UnknownDataset, "nobody"),
+        ({"purposes": ("training", "marketing")}, DataError, "marketing"),
+        ({"classification": Classification.SYNTHETIC}, DataError, "sensitive as well"),
+        ({"total": PrivacyLoss(8.0, 1e-6, PrivacyUnit("visit_id"))}, DataError, "visit_id"),
+    ],
+)
+def test_derived_data_are_no_less_protected(
+    kernel: Kernel,
+    datasets: Datasets,
+    steward: Principal,
+    changes: dict[str, Any],
+    error: type[Exception],
+    why: str,
+) -> None:
+    import_pairs(datasets, steward)
+    before = traces(kernel)
+    heir = replace(TERMS, **({"name": "heir", "parents": ("ward-7",)} | changes))
+    with pytest.raises(error, match=why):
+        import_pairs(datasets, steward, terms=heir)
+    assert traces(kernel) == before

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from fractions import Fraction
@@ -16,7 +16,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from sqlalchemy import insert, update
+from sqlalchemy import insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from llmos.errors import (
@@ -27,8 +27,8 @@ from llmos.errors import (
     UnaccountableMechanism,
     UnknownDataset,
 )
-from llmos.kernel import accounting, pricing, schema
-from llmos.kernel.budget import Budget, PoolState, Reservation, ReservationState
+from llmos.kernel import accounting, caps, pricing, schema
+from llmos.kernel.budget import Balance, Budget, PoolState, Reservation, ReservationState
 from llmos.kernel.store import Store
 from llmos.privacy import Mechanism, Neighboring, PoissonSampledGaussian, PrivacyLoss, PrivacyUnit
 
@@ -39,24 +39,45 @@ TOTAL = PrivacyLoss(3.0, 1e-6, UNIT)
 JOB = PoissonSampledGaussian(0.05, 4.0, 200)  # 11 of these fit
 
 
-def add_dataset(store: Store, name: str = DATA) -> None:
+def add_dataset(store: Store, name: str = DATA, *, parents: Sequence[str] = ()) -> None:
     with store.transaction() as conn:
         conn.execute(
             insert(schema.datasets).values(
                 name=name, classification="sensitive", purposes="[]", unit_column="patient_id",
                 object_id="o", fingerprint=PRINT, card="{}", created_at="",
+                parents=json.dumps(list(parents)),
             )
         )  # fmt: skip
 
 
-def make_pool(store: Store, total: PrivacyLoss = TOTAL) -> PoolState:
+def make_pool(
+    store: Store,
+    total: PrivacyLoss = TOTAL,
+    *,
+    dataset: str = DATA,
+    purpose: str | None = None,
+) -> PoolState:
     with store.transaction() as conn:
-        return Budget(store).create_pool(conn, DATA, PRINT, total)
+        return caps.create_pool(conn, dataset, PRINT, total, purpose=purpose)
 
 
-def reserve(store: Store, key: str, mechanism: Mechanism = JOB) -> Reservation:
+def raise_cap(store: Store, epsilon: float, *, pool: str = DATA) -> PoolState:
     with store.transaction() as conn:
-        return Budget(store).reserve(conn, key, DATA, PRINT, UNIT.column, mechanism)
+        return caps.raise_cap(conn, pool, epsilon, approval="approval-1")
+
+
+def reserve(
+    store: Store,
+    key: str,
+    mechanism: Mechanism = JOB,
+    *,
+    dataset: str = DATA,
+    purpose: str = "training",
+) -> Reservation:
+    with store.transaction() as conn:
+        return Budget(store).reserve(
+            conn, key, dataset, PRINT, UNIT.column, mechanism, purpose=purpose
+        )
 
 
 def progress(store: Store, key: str, steps: int) -> None:
@@ -135,7 +156,9 @@ def test_a_dataset_without_a_pool_is_unknown(store: Store) -> None:
 def test_reserve_holds_the_whole_mechanism(store: Store, budget: Budget) -> None:
     held = reserve(store, "job")
     pool = budget.pool(DATA)
-    assert held == Reservation("job", DATA, JOB, pool.held, 0, ReservationState.HELD)
+    assert held == Reservation(
+        "job", DATA, "training", JOB, {DATA: pool.held}, 0, ReservationState.HELD
+    )
     assert held == budget.reservation("job")
     assert held.cost == budget.cost(DATA, JOB)
     assert (pool.spent, pool.remaining) == (0, pool.cap - held.cost)
@@ -150,13 +173,11 @@ def test_reserving_again_is_the_same_reservation(store: Store, budget: Budget) -
     with pytest.raises(LedgerConflict, match="another mechanism"):
         reserve(store, "job", JOB.after(199))
     add_dataset(store, "others")
-    with store.transaction() as conn:
-        budget.create_pool(conn, "others", PRINT, TOTAL)
-    with (
-        pytest.raises(LedgerConflict, match="another mechanism or dataset"),
-        store.transaction() as conn,
-    ):
-        budget.reserve(conn, "job", "others", PRINT, UNIT.column, JOB)
+    make_pool(store, dataset="others")
+    with pytest.raises(LedgerConflict, match="another mechanism, dataset"):
+        reserve(store, "job", dataset="others")
+    with pytest.raises(LedgerConflict, match="or purpose"):
+        reserve(store, "job", purpose="research")
 
 
 @pytest.mark.parametrize(
@@ -166,7 +187,7 @@ def test_other_data_and_other_units_are_not_charged_here(
     store: Store, budget: Budget, fingerprint: str, unit: str, why: str
 ) -> None:
     with pytest.raises(UnaccountableMechanism, match=f"for the {why}"), store.transaction() as conn:
-        budget.reserve(conn, "job", DATA, fingerprint, unit, JOB)
+        budget.reserve(conn, "job", DATA, fingerprint, unit, JOB, purpose="training")
     assert budget.pool(DATA).held == 0
 
 
@@ -182,10 +203,16 @@ def test_commit_spends_what_was_run_and_frees_the_rest(store: Store, budget: Bud
     progress(store, "job", 50)
     settled = commit(store, "job", JOB.after(50))
     assert settled == Reservation(
-        "job", DATA, JOB.after(50), held.cost // 4, 50, ReservationState.COMMITTED
+        id="job",
+        dataset=DATA,
+        purpose="training",
+        mechanism=JOB.after(50),
+        costs={DATA: held.cost // 4},
+        steps_done=50,
+        state=ReservationState.COMMITTED,
     )
     pool = budget.pool(DATA)
-    assert (pool.spent, pool.held) == (held.cost // 4, 0) == budget.recompute(DATA)
+    assert budget.recompute(DATA) == pool.balance == Balance(pool.cap, held.cost // 4, 0)
     assert commit(store, "job", JOB.after(50)) == settled
     assert budget.pool(DATA) == pool
     assert reserve(store, "job") == settled  # it holds nothing, and says so
@@ -232,7 +259,8 @@ def test_abort_gives_back_only_before_the_first_step(store: Store, budget: Budge
     assert abort(store, "early").cost == 0
     with pytest.raises(LedgerConflict, match="cannot be given back"):
         abort(store, "late")
-    assert budget.recompute(DATA) == (0, budget.reservation("late").cost)
+    held = budget.reservation("late").cost
+    assert budget.recompute(DATA) == Balance(budget.pool(DATA).cap, 0, held)
     assert reserve(store, "early").state is ReservationState.ABORTED  # not held again
     with pytest.raises(LedgerConflict, match="is aborted"):
         commit(store, "early", JOB.after(0))
@@ -261,7 +289,7 @@ def test_the_refusal_says_what_would_fit_and_no_more_would(
     for number in range(taken):
         reserve(store, f"job-{number}")
     big = PoissonSampledGaussian(0.1, 1.2, 150)
-    budget.precompute(DATA, big)
+    budget.precompute(DATA, "training", big)
     with pytest.raises(BudgetExceeded) as caught:
         reserve(store, "big", big)
     fits = caught.value.feasible
@@ -302,8 +330,8 @@ def test_without_noise_nothing_is_affordable(store: Store, budget: Budget) -> No
 
 
 def test_precompute_leaves_the_pool_alone(budget: Budget) -> None:
-    budget.precompute(DATA, JOB)
-    assert budget.recompute(DATA) == (0, 0)
+    budget.precompute(DATA, "training", JOB)
+    assert budget.recompute(DATA) == budget.pool(DATA).balance
 
 
 def test_explain_names_numbers_and_theorems(store: Store, budget: Budget) -> None:
@@ -338,7 +366,7 @@ def test_the_database_itself_refuses_an_overspent_pool(
 ) -> None:
     with pytest.raises(IntegrityError, match="never_overspent"), store.transaction() as conn:
         conn.exec_driver_sql(f"UPDATE budget_pools SET {change}")  # noqa: S608 - ours
-    assert budget.recompute(DATA) == (0, 0)
+    assert budget.recompute(DATA) == budget.pool(DATA).balance
 
 
 def test_a_wrong_decision_in_python_cannot_overspend(
@@ -365,7 +393,9 @@ for number in range(12):
     key = f"{sys.argv[2]}-{number}"
     try:
         with store.transaction() as conn:
-            budget.reserve(conn, key, "patients", "f" * 64, "patient_id", job)
+            budget.reserve(
+                conn, key, "patients", "f" * 64, "patient_id", job, purpose="training"
+            )
     except BudgetExceeded:
         refused += 1
         continue
@@ -377,6 +407,67 @@ for number in range(12):
             budget.commit(conn, key, job.after(job.steps // 2))
 print(admitted, refused)
 """
+
+
+def test_every_pool_of_a_charge_pays_or_none(store: Store, budget: Budget) -> None:
+    part = make_pool(store, PrivacyLoss(1.0, 1e-6, UNIT), purpose="training")
+    assert part.id == f"{DATA}/training"
+    assert [pool.id for pool in budget.charged(DATA, "training")] == [DATA, part.id]
+    assert [pool.id for pool in budget.charged(DATA, "research")] == [DATA]
+    held = reserve(store, "job", JOB.after(10))
+    assert held.costs == {pool: budget.cost(pool, JOB.after(10)) for pool in (DATA, part.id)}
+    before = budget.pools()
+    with pytest.raises(BudgetExceeded, match=f"{part.id} cannot pay"):
+        reserve(store, "big", JOB.after(400))  # the whole could, the part cannot
+    assert budget.pools() == before
+    reserve(store, "research", purpose="research")
+    assert [r.id for r in budget.reservations(part.id)] == ["job"]
+    commit(store, "job", JOB.after(5))
+    abort(store, "research")
+    assert [budget.pool(pool).held for pool in (DATA, part.id)] == [0, 0]
+    assert all(budget.recompute(pool.id) == pool.balance for pool in budget.pools())
+
+
+def test_derived_data_are_charged_to_all_their_ancestors(store: Store, budget: Budget) -> None:
+    for name, parents in (("left", [DATA]), ("right", [DATA]), ("joined", ["left", "right"])):
+        add_dataset(store, name, parents=parents)
+        make_pool(store, dataset=name)
+    part = make_pool(store, PrivacyLoss(1.0, 1e-6, UNIT), dataset="left", purpose="training")
+    charged = [pool.id for pool in budget.charged("joined", "training")]
+    assert charged == ["joined", "left", part.id, DATA, "right"]
+    held = reserve(store, "job", JOB.after(3), dataset="joined")
+    assert set(held.costs) == set(charged)
+    assert budget.pool(DATA).held == held.cost  # once, though two ways lead there
+    assert budget.pool(part.id).held == held.costs[part.id]
+    reserve(store, "below", JOB.after(3))
+    assert budget.pool("joined").held == held.cost  # ancestors do not charge their heirs
+
+
+def test_an_ancestor_with_another_unit_is_not_charged(store: Store, budget: Budget) -> None:
+    add_dataset(store, "heir", parents=[DATA])
+    make_pool(store, PrivacyLoss(3.0, 1e-6, PrivacyUnit("visit_id")), dataset="heir")
+    with pytest.raises(UnaccountableMechanism, match="for the unit visit_id"):
+        reserve(store, "job", dataset="heir")
+    assert budget.pool(DATA).held == 0
+
+
+def test_a_raised_cap_keeps_the_order_and_is_an_event(store: Store, budget: Budget) -> None:
+    before = budget.pool(DATA)
+    raised = raise_cap(store, 4.0)
+    assert raised == budget.pool(DATA)
+    assert (raised.epsilon, raised.delta, raised.renyi_order) == (4.0, 1e-6, before.renyi_order)
+    exact = accounting.renyi_cap(4.0, 1e-6, before.renyi_order)
+    assert 0 <= Fraction(exact) * 10**12 - raised.cap < 1
+    assert budget.recompute(DATA) == raised.balance
+    with store.read() as conn:
+        kinds = conn.execute(select(schema.budget_events.c.kind, schema.budget_events.c.reference))
+        assert kinds.all() == [("create", ""), ("raise", "approval-1")]
+    for wrong in (4.0, 3.0, float("nan"), 1e9):
+        with pytest.raises(InvalidPrivacyParameter):
+            raise_cap(store, wrong)
+    with pytest.raises(UnknownDataset):
+        raise_cap(store, 9.0, pool="nobody")
+    assert budget.pool(DATA) == raised
 
 
 def test_processes_together_never_overspend(store: Store, budget: Budget) -> None:
@@ -396,7 +487,7 @@ def test_processes_together_never_overspend(store: Store, budget: Budget) -> Non
     assert refused > 0
     pool, reservations = budget.pool(DATA), budget.reservations(DATA)
     assert len(reservations) == admitted
-    assert (pool.spent, pool.held) == budget.recompute(DATA)
+    assert pool.balance == budget.recompute(DATA)
     assert 0 < pool.spent + pool.held <= pool.cap
     held = sum(r.cost for r in reservations if r.state is ReservationState.HELD)
     spent = sum(r.cost for r in reservations if r.state is ReservationState.COMMITTED)
@@ -405,44 +496,68 @@ def test_processes_together_never_overspend(store: Store, budget: Budget) -> Non
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """The ledger against a model of a few lines: a dict of reservations."""
+    """The ledger against a model of a few lines: a dict of reservations.
+
+    Jobs for research are charged to the dataset's pool, those for training to a part of it too.
+    """
 
     @initialize()
     def make(self) -> None:
         self.folder = TemporaryDirectory()
         self.store = Store.open(Path(self.folder.name) / "kernel.db", schema.KERNEL)
         add_dataset(self.store)
-        self.cap = make_pool(self.store, PrivacyLoss(1.0, 1e-6, UNIT)).cap
+        whole = make_pool(self.store, PrivacyLoss(1.0, 1e-6, UNIT))
+        part = make_pool(self.store, PrivacyLoss(0.5, 1e-6, UNIT), purpose="training")
         self.budget = Budget(self.store)
-        self.unit_cost = self.budget.cost(DATA, JOB.after(1))
+        self.caps = {whole.id: whole.cap, part.id: part.cap}
+        self.epsilon = whole.epsilon
+        self.step_costs = {pool: self.budget.cost(pool, JOB.after(1)) for pool in self.caps}
         self.names = (f"job-{number}" for number in count())
         self.model: dict[str, dict[str, Any]] = {}
 
-    def total(self, state: str) -> int:
-        return sum(self.unit_cost * r["cost"] for r in self.model.values() if r["state"] == state)
+    def total(self, pool: str, state: str) -> int:
+        """Sum what the reservations in a state take from a pool."""
+        jobs = [job for job in self.model.values() if job["state"] == state]
+        return sum(self.step_costs[pool] * job["cost"] for job in jobs if pool in job["pools"])
 
-    def attempt(self, legal: bool, act: Any, *arguments: Any) -> None:
+    def attempt(self, legal: bool, act: Any, *arguments: Any, **named: Any) -> None:
         try:
-            act(self.store, *arguments)
+            act(self.store, *arguments, **named)
         except LlmosError:
             assert not legal
         else:
             assert legal
 
-    @rule(steps=st.integers(0, 400))
-    def reserve(self, steps: int) -> None:
+    @rule(steps=st.integers(0, 400), purpose=st.sampled_from(["training", "research"]))
+    def reserve(self, steps: int, purpose: str) -> None:
         key = next(self.names)
-        taken = self.total("held") + self.total("committed")
-        legal = taken + steps * self.unit_cost <= self.cap
-        self.attempt(legal, reserve, key, JOB.after(steps))
+        pools = [pool for pool in self.caps if pool in (DATA, f"{DATA}/{purpose}")]
+        legal = all(
+            self.total(pool, "held") + self.total(pool, "committed") + steps * self.step_costs[pool]
+            <= self.caps[pool]
+            for pool in pools
+        )
+        self.attempt(legal, reserve, key, JOB.after(steps), purpose=purpose)
         if legal:
-            self.model[key] = {"state": "held", "cost": steps, "reserved": steps, "done": 0}
+            self.model[key] = {
+                "state": "held", "cost": steps, "reserved": steps, "done": 0,
+                "purpose": purpose, "pools": pools,
+            }  # fmt: skip
+
+    @rule(factor=st.sampled_from([0.9, 1.0, 1.2]))
+    def raise_cap(self, factor: float) -> None:
+        self.attempt(factor > 1, raise_cap, factor * self.epsilon)
+        if factor > 1:
+            self.epsilon *= factor
+            self.caps[DATA] = self.budget.pool(DATA).cap
 
     @precondition(lambda self: self.model)
     @rule(data=st.data(), steps=st.integers(0, 400))
     def reserve_again(self, data: st.DataObject, steps: int) -> None:
         key = data.draw(st.sampled_from(sorted(self.model)))
-        self.attempt(steps == self.model[key]["reserved"], reserve, key, JOB.after(steps))
+        job = self.model[key]
+        legal = steps == job["reserved"]
+        self.attempt(legal, reserve, key, JOB.after(steps), purpose=job["purpose"])
 
     @precondition(lambda self: self.model)
     @rule(data=st.data(), steps=st.integers(0, 400))
@@ -475,9 +590,9 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def balance_equals_model_and_events(self) -> None:
-        pool = self.budget.pool(DATA)
-        assert (pool.spent, pool.held) == (self.total("committed"), self.total("held"))
-        assert (pool.spent, pool.held) == self.budget.recompute(DATA)
+        for pool, cap in self.caps.items():
+            expected = Balance(cap, self.total(pool, "committed"), self.total(pool, "held"))
+            assert self.budget.pool(pool).balance == self.budget.recompute(pool) == expected
         assert {r.id: (str(r.state), r.steps_done) for r in self.budget.reservations(DATA)} == {
             key: (job["state"], job["done"]) for key, job in self.model.items()
         }

@@ -19,7 +19,7 @@ from llmos.errors import (
     StorageFull,
     UnaccountableMechanism,
 )
-from llmos.kernel import schema
+from llmos.kernel import caps, schema
 from llmos.kernel.auditlog import AuditLog
 from llmos.kernel.budget import Budget, ReservationState
 from llmos.kernel.identity import Principal, Role
@@ -36,7 +36,7 @@ AUDITOR = Principal("p2", "ada", frozenset({Role.AUDITOR}))
 ADMIN = Principal("p3", "root", frozenset({Role.ADMINISTRATOR}))
 PRINT = "f" * 64
 JOB = PoissonSampledGaussian(0.05, 4.0, 200)
-CHARGE = Charge("patients", PRINT, "patient_id", JOB)
+CHARGE = Charge("patients", "training", PRINT, "patient_id", JOB)
 TRAINING = {"purpose": "training"}
 
 
@@ -92,7 +92,7 @@ def home(tmp_path: Path) -> Iterator[Home]:
                 )
             )  # fmt: skip
             total = PrivacyLoss(3.0, 1e-6, PrivacyUnit("patient_id"))
-            budget.create_pool(conn, "patients", PRINT, total)
+            caps.create_pool(conn, "patients", PRINT, total)
         yield Home(store, log, budget, Monitor(store, Policy.load(DEFAULTS), budget, log))
 
 
@@ -193,7 +193,7 @@ def test_admission_reserves_and_records_before_anything_is_opened(home: Home) ->
         assert record["outcome"] == "admitted"
         details = record["details"]
         assert (details["job"], details["plan"], details["dataset"]) == ("job-1", 1, "patients")
-        assert details["cost"] == str(held.cost)
+        assert details["costs"] == {"patients": str(held.cost)}
         assert details["mechanism"]["steps"] == 200
         assert [grant.permits(name) for name in "abc"] == [True, True, False]
         grant.extend("c")
@@ -227,7 +227,7 @@ def test_steps_and_settlement_are_recorded(home: Home) -> None:
     reservation = home.budget.reservation("job-1")
     assert reservation.state is ReservationState.COMMITTED
     assert (settled["mechanism"]["steps"], settled["digest"]) == (60, "d")
-    assert settled["cost"] == str(reservation.cost)
+    assert settled["costs"] == {"patients": str(reservation.cost)}
 
 
 def test_settlement_can_join_a_larger_transaction(home: Home) -> None:
@@ -305,8 +305,8 @@ def test_admission_without_a_charge_has_no_steps(home: Home) -> None:
 
 
 def test_what_the_ledger_refuses_is_recorded_and_opens_nothing(home: Home) -> None:
-    too_much = Charge("patients", PRINT, "patient_id", JOB.after(200 * 12))
-    other_data = Charge("patients", "0" * 64, "patient_id", JOB)
+    too_much = Charge("patients", "training", PRINT, "patient_id", JOB.after(200 * 12))
+    other_data = Charge("patients", "training", "0" * 64, "patient_id", JOB)
     for charge, error in ((too_much, BudgetExceeded), (other_data, UnaccountableMechanism)):
         with pytest.raises(error), home.admit(charge=charge):
             raise AssertionError("admitted")
@@ -333,7 +333,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from llmos.crypto.notes import NoteKey
-from llmos.kernel import schema
+from llmos.kernel import caps, schema
 from llmos.kernel.auditlog import AuditLog
 from llmos.kernel.budget import Budget
 from llmos.kernel.identity import Principal, Role
@@ -348,7 +348,7 @@ data = Resource("Dataset", "patients", {"classification": "sensitive", "purposes
 job = PoissonSampledGaussian(0.05, 4.0, 200)
 with monitor.admit(
     Principal("p1", "erin", frozenset({Role.ENGINEER})), Action.TRAIN_PRIVATE, data,
-    key="job-1", objects="a", charge=Charge("patients", "f" * 64, "patient_id", job),
+    key="job-1", objects="a", charge=Charge("patients", "training", "f" * 64, "patient_id", job),
     context={"purpose": "training"},
 ) as grant:
     grant.progress(30)

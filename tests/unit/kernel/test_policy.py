@@ -46,12 +46,13 @@ SUBJECT = {
     Action.READ_LOG: HOME,
     Action.PLAN: SENSITIVE,
     Action.SERVE: HOME,
+    Action.APPROVE: HOME,
 }
 RIGHTS = {
     Role.ADMINISTRATOR: set(Action),
     Role.STEWARD: {
         Action.IMPORT_DATA, Action.READ_DATA, Action.MANAGE_BUDGET, Action.MEASURE, Action.REPORT,
-        Action.READ_LOG,
+        Action.READ_LOG, Action.APPROVE,
     },
     Role.ENGINEER: {
         Action.TRAIN_PRIVATE, Action.TRAIN_WITHOUT_PRIVACY, Action.PLAN, Action.MEASURE,

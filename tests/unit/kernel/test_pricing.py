@@ -14,7 +14,9 @@ from llmos.privacy import Mechanism, PoissonSampledGaussian, PrivacyLoss, Privac
 ORDER = 8.0
 JOB = PoissonSampledGaussian(0.05, 4.0, 200)
 POOL = PoolState(
+    id="patients",
     dataset="patients",
+    purpose=None,
     total=PrivacyLoss(3.0, 1e-6, PrivacyUnit("patient_id")),
     fingerprint="f",
     renyi_order=ORDER,

@@ -23,7 +23,9 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 
 from llmos.errors import StorageError, StorageFull
 from llmos.kernel import migrations, schema
+from llmos.kernel.budget import Balance, Budget
 from llmos.kernel.store import Store, now, timestamp
+from llmos.privacy import PoissonSampledGaussian
 
 OPEN = """
 import sys
@@ -131,6 +133,27 @@ def test_a_database_of_the_first_schema_keeps_its_jobs_and_gets_the_number_of_th
         found = conn.execute(select(schema.jobs.c.id, schema.jobs.c.attempt)).all()
         assert found == [("train-1", 0)]
         assert conn.execute(select(schema.job_steps)).all() == []
+
+
+def test_a_ledger_of_the_first_schema_is_carried_over(tmp_path: Path) -> None:
+    job = PoissonSampledGaussian(0.1, 1.5, 7)
+    with closing(sqlite3.connect(tmp_path / "kernel.db")) as old:
+        old.executescript(
+            (Path(__file__).parents[2] / "vectors" / "kernel_0001_ledger.sql").read_text()
+        )
+    with closing(Store.open(tmp_path / "kernel.db", schema.KERNEL)) as store:
+        budget = Budget(store)
+        pool = budget.pool("notes")
+        assert pool.balance == Balance(cap=9000, spent=40, held=300) == budget.recompute("notes")
+        assert (pool.epsilon, pool.purpose) == (3.0, None)
+        done, held = budget.reservations("notes")
+        assert (done.id, done.costs, done.purpose) == ("train-1", {"notes": 40}, "training")
+        assert (held.id, held.state, held.mechanism) == ("train-2", "held", job)
+        with store.transaction() as conn:
+            budget.commit(conn, "train-2", job.after(0))
+        assert budget.recompute("notes") == Balance(9000, 40, 0) == budget.pool("notes").balance
+        with pytest.raises(IntegrityError, match="append-only"), store.transaction() as conn:
+            conn.execute(schema.budget_events.delete())
 
 
 def test_each_database_has_one_line_of_revisions() -> None:
@@ -410,13 +433,13 @@ def test_events_of_the_budget_are_append_only(store: Store) -> None:
     with store.transaction() as conn:
         conn.exec_driver_sql("PRAGMA defer_foreign_keys = ON")
         conn.exec_driver_sql(
-            "INSERT INTO datasets VALUES ('d', 'sensitive', '[]', 'id', '', '', '{}', '')"
+            "INSERT INTO datasets VALUES ('d', 'sensitive', '[]', 'id', '', '', '{}', '', '[]')"
         )
         conn.exec_driver_sql(
-            "INSERT INTO budget_pools VALUES ('d', '', '', '', 'id', '', '', 9, 0, 0)"
+            "INSERT INTO budget_pools VALUES ('d', 'd', NULL, '', '', '', 'id', '', '', 9, 0, 0)"
         )
         conn.exec_driver_sql(
-            "INSERT INTO budget_events VALUES (1, 'r', 'd', 'reserve', '', 1, 0, '')"
+            "INSERT INTO budget_events VALUES (1, 'd', 'reserve', 'r', '', 0, 1, 0, '')"
         )
     events = schema.budget_events
     for statement in (update(events).values(held_change=0), events.delete()):

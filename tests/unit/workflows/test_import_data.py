@@ -42,7 +42,7 @@ OPTIONS: dict[str, Any] = {
 @pytest.fixture
 def parts(tmp_path: Path) -> Parts:
     kernel = kernels.create(load(home=tmp_path / "home"))
-    datasets = Datasets(kernel.store, kernel.vault, kernel.budget, kernel.monitor)
+    datasets = Datasets(kernel.store, kernel.vault, kernel.monitor)
     return Parts(kernel, datasets, Registry(kernel.store, kernel.vault, kernel.config.home))
 
 

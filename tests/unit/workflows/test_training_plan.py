@@ -35,9 +35,11 @@ def test_a_plan_promises_no_more_than_was_asked_for(system: System) -> None:
     assert made.epsilon_replace_one is not None
     assert made.epsilon_replace_one > made.epsilon
     assert (mechanism.sampling_probability, mechanism.steps) == (1.0, 8)
-    assert made.pool_cost == system.kernel.budget.cost("notes", mechanism)
+    ((pool, cost),) = made.charges
+    assert pool == system.kernel.budget.pool("notes")
+    assert cost == system.kernel.budget.cost("notes", mechanism)
     assert made.request.output == "notes-private"
-    assert made.request.delta == made.pool.delta == 1e-5
+    assert made.request.delta == pool.delta == 1e-5
 
 
 def test_planning_changes_nothing_and_opens_no_data(system: System) -> None:
@@ -59,7 +61,7 @@ def test_defaults_come_from_the_data(system: System) -> None:
 def test_a_plan_without_privacy_says_so(system: System) -> None:
     made = plan(system, private=False, epsilon=None)
     assert made.request.plan.mechanism is None
-    assert (made.epsilon, made.epsilon_replace_one, made.pool_cost) == (None, None, 0)
+    assert (made.epsilon, made.epsilon_replace_one, made.charges) == (None, None, ())
     assert made.lines()["guarantee"].startswith("NONE")
     assert "budget" not in made.lines()
 
@@ -71,7 +73,9 @@ def test_what_people_and_programs_read(system: System) -> None:
     assert "all blocks" in plan(system).lines()["model"]
     assert f"{made.epsilon:.3f}" in lines["guarantee"]
     assert fields["epsilon_pld"] == made.epsilon
-    assert 0 < fields["pool_share"] < fields["pool_remaining_share"] == 1
+    (pool,) = fields["pools"]
+    assert pool["pool"] == "notes"
+    assert 0 < pool["share"] < pool["remaining_share"] == 1
     assert fields["predicted_s"] > 0
 
 

@@ -1,0 +1,38 @@
+"""Decide on what someone else proposed; an approved act is done in the same transaction."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from llmos.kernel.approvals import Approval
+from llmos.kernel.identity import Principal
+from llmos.kernel.policy import Action, Resource
+from llmos.workflows import raise_cap
+from llmos.workflows.parts import Parts
+
+_ACTS: Final = {raise_cap.ACT: raise_cap.perform}
+
+
+def run(approval_id: str, who: Principal, parts: Parts, *, approve: bool) -> Approval:
+    """Approve or refuse a proposal.
+
+    Raises:
+        UnknownApproval: there is none of this id.
+        ApprovalConflict: it was decided before, or `who` may not be the one who decides.
+        PermissionDenied: policy does not let `who` approve anything here.
+    """
+    kernel = parts.kernel
+    asked = kernel.approvals.approval(approval_id)
+    details: dict[str, Any] = {
+        "approval": asked.id,
+        "act": asked.act,
+        "subject": asked.subject,
+        "request": asked.request,
+        "approved": approve,
+    }
+    home = Resource("Home", kernel.home_id)
+    with kernel.monitor.act(who, Action.APPROVE, home, details=details) as conn:
+        decided = kernel.approvals.decide(conn, who, approval_id, approve=approve)
+        if approve:
+            _ACTS[asked.act](conn, decided)
+    return decided
