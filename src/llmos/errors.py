@@ -140,16 +140,21 @@ class BudgetExceeded(BudgetError):
     """The pool cannot pay for the planned mechanism."""
 
     def __init__(
-        self, dataset: str, message: str, *, hint: str, feasible: dict[str, float]
+        self,
+        pool: str,
+        message: str,
+        *,
+        hint: str = "`llmos budget what-if` prices smaller jobs",
+        feasible: dict[str, float] | None = None,
     ) -> None:
-        """Say which pool refuses and what would still fit.
+        """Say which pool refuses and, where it is known, what would still fit.
 
         `feasible` maps `epsilon`, `steps` and `noise_multiplier` to the largest epsilon, the most
         steps and the smallest noise multiplier that the pool could still pay for.
         """
         super().__init__(message, hint=hint)
-        self.dataset = dataset
-        self.feasible = feasible
+        self.pool = pool
+        self.feasible = feasible or {}
 
 
 class UnaccountableMechanism(BudgetError):

@@ -233,6 +233,13 @@ class System:
 
         return raise_cap.run(pool, epsilon, reason, self.who, self.parts)
 
+    def explain_budget(self, pool: str) -> dict[str, Any]:
+        """Return a pool's numbers, each with the theorem that stands behind it."""
+        from llmos.workflows import budget_advice
+
+        ledger = self.kernel.budget
+        return budget_advice.explain(ledger.pool(pool), ledger.holders(pool))
+
     def approvals(self) -> list[dict[str, Any]]:
         """Return every proposal with its people by name, oldest first."""
         return [self._approval_facts(found) for found in self.kernel.approvals.approvals()]

@@ -84,7 +84,7 @@ def test_a_refused_parameter_is_named_with_its_value_and_range() -> None:
 
 def test_a_refused_charge_says_what_would_fit() -> None:
     refused = BudgetExceeded("notes", "too dear", hint="use fewer steps", feasible={"steps": 12})
-    assert (refused.dataset, refused.feasible) == ("notes", {"steps": 12})
+    assert (refused.pool, refused.feasible) == ("notes", {"steps": 12})
     assert (refused.message, refused.hint) == ("too dear", "use fewer steps")
 
 

@@ -19,8 +19,8 @@ def budget() -> None:
 @with_session
 def list_(session: Session, as_json: bool) -> None:
     """List the pools: one for each dataset, and its parts for single purposes."""
-    ledger = session.system().kernel.budget
-    pools = [ledger.explain(pool.id) for pool in ledger.pools()]
+    system = session.system()
+    pools = [system.explain_budget(pool.id) for pool in system.kernel.budget.pools()]
     if as_json:
         print_json(pools)
         return
@@ -51,14 +51,15 @@ def show(session: Session, pool_id: str, as_json: bool) -> None:
 
     A dataset's own pool has the dataset's name, that of a purpose is DATASET/PURPOSE.
     """
-    ledger = session.system().kernel.budget
+    system = session.system()
+    ledger = system.kernel.budget
     pool, recomputed = ledger.pool(pool_id), ledger.recompute(pool_id)
     agrees = recomputed == pool.balance
     reservations = ledger.reservations(pool_id)
     if as_json:
         print_json(
             {
-                "pool": ledger.explain(pool_id),
+                "pool": system.explain_budget(pool_id),
                 "reservations": [r.to_dict() for r in reservations],
                 "recomputed": asdict(recomputed) | {"agrees": agrees},
             }
@@ -80,7 +81,7 @@ def show(session: Session, pool_id: str, as_json: bool) -> None:
 @with_session
 def explain(session: Session, pool_id: str, as_json: bool) -> None:
     """Say which theorem and which accountant stand behind each number of a pool."""
-    facts = session.system().kernel.budget.explain(pool_id)
+    facts = session.system().explain_budget(pool_id)
     if as_json:
         print_json(facts)
         return

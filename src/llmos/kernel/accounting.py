@@ -9,15 +9,13 @@ and only a privacy filter composes those.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Final
 
-from llmos.errors import InvalidPrivacyParameter, UnaccountableMechanism
+from llmos.errors import UnaccountableMechanism
 from llmos.privacy import (
     Mechanism,
     Neighboring,
-    PoissonSampledGaussian,
     check_delta,
     check_epsilon,
 )
@@ -29,11 +27,7 @@ GREATEST_ORDER: Final = 256.0
 
 # Orders for quick upper bounds on epsilon, from which searches start.
 _QUICK_ORDERS: Final = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256)
-_LEAST_NOISE: Final = 1e-6  # below it the arithmetic overflows; the divergence is above 1e12
-_GREATEST_NOISE: Final = 1e6
-_FIRST_FACTOR: Final = 1.1  # searches widen by 1.1, 1.21, 1.46 ...
-_SEARCH_TOLERANCE: Final = 1.001  # ratio of the two ends at which a search for noise stops
-_SIGNIFICANT_DIGITS: Final = 4
+LEAST_NOISE: Final = 1e-6  # below it the arithmetic overflows; the divergence is above 1e12
 
 THEOREMS: Final = {
     "pld": (
@@ -75,81 +69,10 @@ def epsilon(
     Raises:
         InvalidPrivacyParameter: delta is no probability.
     """
-    bound = _quick_epsilon(mechanism, check_delta(delta))
+    bound = quick_epsilon(mechanism, check_delta(delta))
     if bound > GREATEST_EPSILON:
         return math.inf
-    return _pld_epsilon(mechanism, delta, neighboring, FINE_INTERVAL * max(1.0, bound / 10))
-
-
-@lru_cache(maxsize=1024)
-def calibrate_noise(sampling_probability: float, steps: int, epsilon: float, delta: float) -> float:
-    """Return the smallest noise multiplier, to four digits, for which the epsilon is proven.
-
-    The search uses a coarse privacy loss distribution; its result is rounded up and verified with
-    the fine one, so the returned noise never costs more than `epsilon`.
-
-    Raises:
-        InvalidPrivacyParameter: a parameter is out of range, or no noise up to 1e6 suffices.
-    """
-    check_epsilon(epsilon)
-    check_delta(delta)
-    if steps < 1:
-        raise InvalidPrivacyParameter("steps", steps, "1 or more")
-
-    def at(noise: float) -> Mechanism:
-        return PoissonSampledGaussian(sampling_probability, noise, steps)
-
-    interval = max(FINE_INTERVAL, 1e-3 * min(epsilon, 1.0), 1e-4 * epsilon)
-
-    def coarse_suffices(noise: float) -> bool:
-        add_or_remove = Neighboring.ADD_OR_REMOVE_ONE
-        return _pld_epsilon(at(noise), delta, add_or_remove, interval) <= epsilon
-
-    start = least_noise(lambda noise: _quick_epsilon(at(noise), delta) <= epsilon)
-    noise = least_noise(coarse_suffices, start=start)
-    while noise <= _GREATEST_NOISE:
-        noise = round_up(noise)
-        if _proven(at(noise), delta) <= epsilon:
-            return noise
-        noise *= 1.002
-    raise InvalidPrivacyParameter("epsilon", epsilon, "large enough for noise that can be computed")
-
-
-_proven = epsilon  # `calibrate_noise` has a parameter of that name
-
-
-def least_noise(suffices: Callable[[float], bool], *, start: float = 1.0) -> float:
-    """Return the smallest noise multiplier that suffices, to 0.1 %; infinity if none up to 1e6.
-
-    `suffices` must be true from some noise on. The search is fast when `start` is near.
-    """
-    low = high = min(max(start, _LEAST_NOISE), _GREATEST_NOISE)
-    factor = _FIRST_FACTOR
-    while not suffices(high):
-        if high == _GREATEST_NOISE:
-            return math.inf
-        low, high, factor = high, min(high * factor, _GREATEST_NOISE), factor * factor
-    while low == high or suffices(low):
-        low, high, factor = low / factor, low, factor * factor
-    while high / low > _SEARCH_TOLERANCE:
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if suffices(middle) else (middle, high)
-    return high
-
-
-def round_up(noise: float) -> float:
-    """Round up to four significant digits, so that the number can be read and typed."""
-    return _rounded(noise, math.ceil)
-
-
-def round_down(epsilon: float) -> float:
-    """Round down to four significant digits; zero stays zero."""
-    return _rounded(epsilon, math.floor) if epsilon > 0 else 0.0
-
-
-def _rounded(value: float, to_integer: Callable[[float], int]) -> float:
-    unit = 10.0 ** (math.floor(math.log10(value)) + 1 - _SIGNIFICANT_DIGITS)
-    return float(f"{to_integer(value / unit) * unit:.{_SIGNIFICANT_DIGITS}g}")
+    return pld_epsilon(mechanism, delta, neighboring, FINE_INTERVAL * max(1.0, bound / 10))
 
 
 @lru_cache(maxsize=4096)
@@ -218,7 +141,7 @@ def _conversion_gap(order: float, delta: float) -> float:
     return math.log1p(-1 / order) - (math.log(check_delta(delta)) + math.log(order)) / (order - 1)
 
 
-def _quick_epsilon(mechanism: Mechanism, delta: float) -> float:
+def quick_epsilon(mechanism: Mechanism, delta: float) -> float:
     """Return a rough upper bound on epsilon in about a millisecond; infinity if there is none."""
     divergences = _step_divergences(mechanism, _QUICK_ORDERS)
     return min(
@@ -231,14 +154,14 @@ def _step_divergences(mechanism: Mechanism, orders: tuple[int, ...]) -> list[flo
     """Return the Renyi divergence of one step at each order."""
     from dp_accounting import rdp  # noqa: PLC0415 - takes a second to load
 
-    if mechanism.noise_multiplier < _LEAST_NOISE:
+    if mechanism.noise_multiplier < LEAST_NOISE:
         return [math.inf] * len(orders)
     accountant = rdp.RdpAccountant(list(orders))
     accountant.compose(_event(mechanism.after(1)))
     return [float(divergence) for divergence in accountant.rdp]
 
 
-def _pld_epsilon(
+def pld_epsilon(
     mechanism: Mechanism, delta: float, neighboring: Neighboring, interval: float
 ) -> float:
     """Return epsilon from a privacy loss distribution over multiples of `interval`."""

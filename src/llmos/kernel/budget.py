@@ -12,8 +12,6 @@ that must equal them.
 
 from __future__ import annotations
 
-from typing import Any
-
 from sqlalchemy import Connection, func, insert, select, update
 
 from llmos.errors import LedgerConflict, UnaccountableMechanism
@@ -65,7 +63,7 @@ class Budget:
         that was settled or aborted is returned as it stands and holds nothing.
 
         Raises:
-            BudgetExceeded: a pool cannot pay; says what would still fit.
+            BudgetExceeded: a pool cannot pay.
             UnaccountableMechanism: the data, unit or adjacency is not that of the pool.
             LedgerConflict: the key belongs to another mechanism, dataset or purpose.
             UnknownDataset: the dataset has no budget.
@@ -221,18 +219,12 @@ class Budget:
             UnknownDataset: the dataset has no budget.
         """
         for pool in self.charged(dataset, purpose):
-            if pricing.cost(mechanism, pool.renyi_order) > pool.remaining:
-                pricing.feasible(mechanism, pool.renyi_order, pool.delta, pool.remaining)
+            pricing.cost(mechanism, pool.renyi_order)
 
-    def explain(self, pool: str) -> dict[str, Any]:
-        """Return a pool's numbers as JSON values, each with the theorem that stands behind it.
-
-        Raises:
-            UnknownDataset: there is no such pool.
-        """
+    def holders(self, pool: str) -> tuple[str, ...]:
+        """Return the ids of the reservations that hold parts of a pool."""
         with self._store.read() as conn:
-            found, holders = get_pool(conn, pool), holding_keys(conn, pool)
-        return pricing.explanation(found, holders)
+            return holding_keys(conn, pool)
 
 
 def _close(

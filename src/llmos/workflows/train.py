@@ -9,10 +9,11 @@ from typing import Any, Final
 
 from sqlalchemy import Connection
 
-from llmos.errors import ConfigError, JobBusy
+from llmos.errors import BudgetExceeded, ConfigError, JobBusy
 from llmos.kernel.identity import Principal
 from llmos.kernel.jobs import JobState
 from llmos.kernel.policy import Action, Resource
+from llmos.workflows.budget_advice import with_advice
 from llmos.workflows.parts import Parts
 from llmos.workflows.training_job import TrainingJob, act, public
 from llmos.workflows.training_plan import TrainPlan, TrainRequest
@@ -28,6 +29,15 @@ def submit(plan: TrainPlan, who: Principal, parts: Parts) -> str:
         PermissionDenied: policy forbids it (sensitive data without privacy, wrong purpose).
         BudgetExceeded: the dataset's pool cannot pay; says what would still fit.
     """
+    try:
+        return _submit(plan, who, parts)
+    except BudgetExceeded as refused:
+        mechanism = plan.request.plan.mechanism
+        assert mechanism is not None  # noqa: S101 - without one nothing is charged
+        raise with_advice(refused, mechanism, parts.kernel.budget) from None
+
+
+def _submit(plan: TrainPlan, who: Principal, parts: Parts) -> str:
     request, kernel = plan.request, parts.kernel
     action, resource, context = act(request, plan.card)
     mechanism = request.plan.mechanism

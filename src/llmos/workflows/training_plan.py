@@ -17,6 +17,7 @@ from llmos.kernel.jobs import JobState
 from llmos.models.lora import LoraConfig
 from llmos.models.registry import check_name
 from llmos.privacy import Neighboring, check_delta, check_epsilon
+from llmos.workflows.calibration import calibrate_noise
 from llmos.workflows.parts import Parts
 from llmos.workflows.prediction import Prediction, predict_seconds
 
@@ -201,9 +202,7 @@ def make_plan(options: TrainOptions, parts: Parts) -> TrainPlan:
         raise InvalidPrivacyParameter("batch", batch, f"at most the {card.units} units")
     noise_multiplier = None
     if options.epsilon is not None and options.private:
-        noise_multiplier = accounting.calibrate_noise(
-            batch / card.units, steps, options.epsilon, delta
-        )
+        noise_multiplier = calibrate_noise(batch / card.units, steps, options.epsilon, delta)
     request = TrainRequest(
         **options.model_dump(
             include={

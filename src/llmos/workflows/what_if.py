@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from llmos.errors import InvalidPrivacyParameter
-from llmos.kernel import accounting, pricing
+from llmos.kernel import accounting
 from llmos.privacy import PoissonSampledGaussian, check_delta, check_epsilon
+from llmos.workflows.budget_advice import feasible
+from llmos.workflows.calibration import calibrate_noise
 from llmos.workflows.parts import Parts
 
 
@@ -69,7 +71,7 @@ def run(
     rate = batch / card.units
     match epsilon, noise_multiplier:
         case float(), None:
-            noise = accounting.calibrate_noise(rate, steps, check_epsilon(epsilon), delta)
+            noise = calibrate_noise(rate, steps, check_epsilon(epsilon), delta)
         case None, float():
             noise = noise_multiplier
         case _:
@@ -86,7 +88,7 @@ def run(
                 remaining_share=pool.remaining_share,
                 admitted=cost <= pool.remaining,
                 jobs_that_fit=pool.remaining // cost,
-                would_fit=pricing.feasible(mechanism, pool.renyi_order, pool.delta, pool.remaining),
+                would_fit=feasible(mechanism, pool.renyi_order, pool.delta, pool.remaining),
             )
             for pool in pools
             for cost in (budget.cost(pool.id, mechanism),)

@@ -27,7 +27,7 @@ from llmos.errors import (
     UnaccountableMechanism,
     UnknownDataset,
 )
-from llmos.kernel import accounting, caps, pricing, schema
+from llmos.kernel import accounting, caps, schema
 from llmos.kernel.budget import Balance, Budget, PoolState, Reservation, ReservationState
 from llmos.kernel.store import Store
 from llmos.privacy import Mechanism, Neighboring, PoissonSampledGaussian, PrivacyLoss, PrivacyUnit
@@ -273,7 +273,7 @@ def test_a_full_pool_refuses_and_says_who_holds_it(store: Store, budget: Budget)
         reserve(store, f"job-{number}")
     with pytest.raises(BudgetExceeded) as caught:
         reserve(store, "one-too-many")
-    assert caught.value.dataset == DATA
+    assert caught.value.pool == DATA
     assert "held" in caught.value.message
     assert "job-0, job-1" in caught.value.message
     with pytest.raises(LedgerConflict):
@@ -282,72 +282,14 @@ def test_a_full_pool_refuses_and_says_who_holds_it(store: Store, budget: Budget)
     assert pool.spent + pool.held <= pool.cap
 
 
-@pytest.mark.parametrize("taken", [0, 6])
-def test_the_refusal_says_what_would_fit_and_no_more_would(
-    store: Store, budget: Budget, taken: int
-) -> None:
-    for number in range(taken):
-        reserve(store, f"job-{number}")
-    big = PoissonSampledGaussian(0.1, 1.2, 150)
-    budget.precompute(DATA, "training", big)
-    with pytest.raises(BudgetExceeded) as caught:
-        reserve(store, "big", big)
-    fits = caught.value.feasible
-    assert set(fits) == {"epsilon", "steps", "noise_multiplier"}
-    assert f"{fits['noise_multiplier']:g}" in caught.value.hint
-    free = budget.pool(DATA).remaining
-
-    def by_epsilon(epsilon: float) -> Mechanism:
-        noise = accounting.calibrate_noise(0.1, 150, epsilon, TOTAL.delta)
-        return replace(big, noise_multiplier=noise)
-
-    steps, noise = int(fits["steps"]), fits["noise_multiplier"]
-    assert budget.cost(DATA, big.after(steps)) <= free < budget.cost(DATA, big.after(steps + 1))
-    assert budget.cost(DATA, replace(big, noise_multiplier=noise)) <= free
-    assert budget.cost(DATA, replace(big, noise_multiplier=noise * 0.997)) > free
-    assert budget.cost(DATA, by_epsilon(fits["epsilon"])) <= free
-    assert budget.cost(DATA, by_epsilon(fits["epsilon"] * 1.02)) > free
-    reserve(store, "smaller", big.after(steps))
-
-
-def test_a_used_up_pool_says_that_nothing_fits(store: Store, budget: Budget) -> None:
-    step = budget.cost(DATA, JOB.after(1))
-    reserve(store, "all", JOB.after(budget.pool(DATA).cap // step))
-    with store.transaction() as conn:  # spend the last remainder too
-        conn.execute(update(schema.budget_pools).values(spent=budget.pool(DATA).remaining))
-    with pytest.raises(BudgetExceeded) as caught:
-        reserve(store, "more", JOB.after(1))
-    assert caught.value.feasible == {"epsilon": 0.0, "steps": 0.0}
-    assert "used up" in caught.value.hint
-    assert reserve(store, "nothing", JOB.after(0)).cost == 0
-
-
 def test_without_noise_nothing_is_affordable(store: Store, budget: Budget) -> None:
-    with pytest.raises(BudgetExceeded) as caught:
+    with pytest.raises(BudgetExceeded):
         reserve(store, "bare", replace(JOB, noise_multiplier=1e-170))
-    assert caught.value.feasible["steps"] == 0
-    assert caught.value.feasible["noise_multiplier"] > 0.1
 
 
 def test_precompute_leaves_the_pool_alone(budget: Budget) -> None:
     budget.precompute(DATA, "training", JOB)
     assert budget.recompute(DATA) == budget.pool(DATA).balance
-
-
-def test_explain_names_numbers_and_theorems(store: Store, budget: Budget) -> None:
-    assert budget.explain(DATA)["spent_epsilon"] == 0
-    reserve(store, "open")
-    commit(store, "done", reserve(store, "done").mechanism)
-    facts = json.loads(json.dumps(budget.explain(DATA)))
-    pool = budget.pool(DATA)
-    assert facts["held_by"] == ["open"]
-    assert facts["spent_share"] == facts["held_share"] == pool.spent / pool.cap
-    assert facts["remaining_share"] == pytest.approx(1 - 2 * facts["spent_share"])
-    assert facts["cap_nats"] == pool.cap / pricing.UNITS_PER_NAT
-    assert 0 < facts["spent_epsilon"] < 3.0
-    assert "2008.11193" in facts["admission"]
-    assert "2309.05901" in facts["admission"]
-    assert (facts["unit"], facts["neighboring"]) == ("patient_id", "add-or-remove-one")
 
 
 @pytest.mark.parametrize(

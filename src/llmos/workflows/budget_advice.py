@@ -1,0 +1,75 @@
+"""What a budget's numbers mean, and what would still fit into it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+from llmos.errors import BudgetExceeded
+from llmos.kernel import accounting, pricing
+from llmos.kernel.budget import Budget
+from llmos.kernel.pools import PoolState
+from llmos.privacy import Mechanism
+from llmos.workflows import calibration
+
+
+@lru_cache(maxsize=256)
+def feasible(mechanism: Mechanism, order: float, delta: float, available: int) -> dict[str, float]:
+    """Return what would fit into `available`, changing one of noise, steps and epsilon."""
+    steps = available // pricing.cost(mechanism.after(1), order)
+    noise = calibration.least_noise(
+        lambda noise: pricing.cost(replace(mechanism, noise_multiplier=noise), order) <= available,
+        start=mechanism.noise_multiplier,
+    )
+    if math.isinf(noise):
+        return {"epsilon": 0.0, "steps": float(steps)}
+    noise = calibration.round_up(noise)
+    epsilon = accounting.epsilon(replace(mechanism, noise_multiplier=noise), delta)
+    return {
+        "epsilon": calibration.round_down(epsilon),
+        "steps": float(steps),
+        "noise_multiplier": noise,
+    }
+
+
+def with_advice(refused: BudgetExceeded, mechanism: Mechanism, budget: Budget) -> BudgetExceeded:
+    """Return a refusal that also says what the pool could still pay for."""
+    pool = budget.pool(refused.pool)
+    fitting = feasible(mechanism, pool.renyi_order, pool.delta, pool.remaining)
+    hint = (
+        f"this would fit: epsilon {fitting['epsilon']:g} at delta {pool.delta:g}, or a noise "
+        f"multiplier of {fitting['noise_multiplier']:g}, or {fitting['steps']:.0f} steps"
+        if "noise_multiplier" in fitting
+        else "nothing of this kind fits any more; the budget of these people is used up"
+    )
+    return BudgetExceeded(pool.id, refused.message, hint=hint, feasible=fitting)
+
+
+def explain(pool: PoolState, holders: Sequence[str]) -> dict[str, Any]:
+    """Return a pool's numbers as JSON values, with the theorems that stand behind them."""
+    theorems = accounting.THEOREMS
+    return {
+        "pool": pool.id,
+        "dataset": pool.dataset,
+        "purpose": pool.purpose,
+        "unit": pool.total.unit.column,
+        "neighboring": str(pool.total.neighboring),
+        "epsilon": pool.epsilon,
+        "delta": pool.delta,
+        "renyi_order": pool.renyi_order,
+        "cap_nats": pool.cap / pricing.UNITS_PER_NAT,
+        "spent_share": pool.spent_share,
+        "held_share": pool.held_share,
+        "remaining_share": pool.remaining_share,
+        "held_by": list(holders),
+        "spent_epsilon": accounting.renyi_to_epsilon(
+            pool.spent / pricing.UNITS_PER_NAT, pool.renyi_order, pool.delta
+        ),
+        "admission": f"{theorems['filter']}; {theorems['concurrency']}",
+        "cost": theorems["renyi"],
+        "cap_and_spent_epsilon": theorems["conversion"],
+        "epsilon_of_one_job": theorems["pld"],
+    }
