@@ -27,6 +27,7 @@ from llmos.errors import JobInterrupted
 from llmos.kernel import schema
 from llmos.kernel.jobs import Jobs, JobState
 from llmos.kernel.store import Store
+from llmos.workflows.ctrl_c import stopped_by_ctrl_c
 
 home, job_id, behaviour = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 store = Store.open(home / "kernel.db", schema.KERNEL)
@@ -62,7 +63,8 @@ def two(job, results):
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 signal.signal(signal.SIGINT, signal.default_int_handler)
-jobs.run(job_id, {"one": one, "two": two}, interrupt)
+with stopped_by_ctrl_c(interrupt):
+    jobs.run(job_id, {"one": one, "two": two})
 """
 
 

@@ -12,14 +12,11 @@ from __future__ import annotations
 
 import json
 import secrets
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import rfc8785
@@ -163,15 +160,12 @@ class Jobs:
         """Tell whether a process holds this job's lease right now."""
         return lease.is_held(self._leases, job_id)
 
-    def run(
-        self, job_id: str, steps: Mapping[str, Step], interrupt: threading.Event | None = None
-    ) -> Job:
+    def run(self, job_id: str, steps: Mapping[str, Step]) -> Job:
         """Run a job's steps in order to the end and return the job as it then stands.
 
         A step that completed in an earlier run is not run again; one that was cut off or failed is
         run again from its start, so each step must be idempotent under the job's id. What a step
         changes of the job it changes through the `Job` that it was given.
-        The first Ctrl-C sets `interrupt`, which the steps poll; the second one breaks the step off.
 
         Raises:
             UnknownJob: no job has this id.
@@ -180,8 +174,7 @@ class Jobs:
             JobOvertaken: another run began although this one had the lease.
         """
         self.job(job_id)  # before there is a lock file of this name
-        stop = interrupt or threading.Event()
-        with lease.hold(self._leases, job_id), stopped_by_ctrl_c(stop):
+        with lease.hold(self._leases, job_id):
             job, results = self._begin(job_id)
             try:
                 for name, step in steps.items():
@@ -244,24 +237,3 @@ def _change(conn: Connection, job: Job, **values: object) -> None:
             f"another run of job {job.id} has begun; this one has changed nothing more",
             hint=f"follow it with `llmos jobs show {job.id}`",
         )
-
-
-@contextmanager
-def stopped_by_ctrl_c(interrupt: threading.Event) -> Iterator[None]:
-    """Let the first Ctrl-C of the block set `interrupt` instead of raising KeyboardInterrupt."""
-    raising = signal.default_int_handler
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGINT) is not raising:
-        yield  # someone else decides what Ctrl-C does
-        return
-
-    def on_interrupt(_number: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, raising)
-        # not here: `set` takes a lock that the code under the handler may hold just now
-        threading.Thread(target=interrupt.set).start()
-
-    signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, raising)

@@ -14,6 +14,7 @@ from llmos.kernel.identity import Principal
 from llmos.kernel.jobs import JobState
 from llmos.kernel.policy import Action, Resource
 from llmos.workflows.budget_advice import with_advice
+from llmos.workflows.ctrl_c import stopped_by_ctrl_c
 from llmos.workflows.parts import Parts
 from llmos.workflows.training_job import TrainingJob, act, public
 from llmos.workflows.training_plan import TrainPlan, TrainRequest
@@ -71,9 +72,8 @@ def run(
         StorageFull: a checkpoint could not be written; the one before it is still good.
     """
     worker = TrainingJob(who, parts, interrupt, on_step)
-    job = parts.kernel.jobs.run(
-        job_id, {"fit": worker.fit, "publish": worker.publish}, interrupt=interrupt
-    )
+    with stopped_by_ctrl_c(interrupt):
+        job = parts.kernel.jobs.run(job_id, {"fit": worker.fit, "publish": worker.publish})
     return job.result or {}
 
 

@@ -17,6 +17,7 @@ from llmos.kernel import lease, schema
 from llmos.kernel.jobs import Job, Jobs, JobState
 from llmos.kernel.store import Store
 from llmos.workflows import worker
+from llmos.workflows.ctrl_c import stopped_by_ctrl_c
 
 Behaviour = Callable[[Job], object]
 
@@ -52,7 +53,8 @@ class Queue:
             self.behaviours[job_id](job)
             return {}
 
-        self.jobs.run(job_id, {"step": step}, self.interrupt)
+        with stopped_by_ctrl_c(self.interrupt):
+            self.jobs.run(job_id, {"step": step})
 
     def work(self, *, once: bool = True) -> None:
         def report(job: Job, error: str | None) -> None:
