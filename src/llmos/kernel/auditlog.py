@@ -13,12 +13,12 @@ the key and rewrites history. Both are seen by whoever kept an older checkpoint:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import rfc8785
-from sqlalchemy import Connection, and_, delete, false, func, insert, or_, select
+from sqlalchemy import Connection, and_, bindparam, delete, func, insert, or_, select
 
 from llmos.crypto import merkle
 from llmos.crypto.notes import Checkpoint, NoteKey, open_note, sign_note
@@ -29,6 +29,10 @@ from llmos.kernel.store import Store
 
 _Nodes = dict[tuple[int, int], bytes]  # (level, index) -> hash of that complete subtree
 _BATCH_ENTRIES: Final = 512
+# One statement for every look-up: to build and compile one anew costs more than SQLite's answer.
+_NODE: Final = select(log_nodes.c.hash).where(
+    log_nodes.c.level == bindparam("at_level"), log_nodes.c.idx == bindparam("at_idx")
+)
 _HINT: Final = "stop using this home and restore kernel.db; the vault and the models are untouched"
 
 
@@ -48,30 +52,40 @@ class AuditLog:
     key: NoteKey
 
     def append(self, conn: Connection, entry: Mapping[str, Any]) -> int:
-        """Add an entry inside the caller's transaction and return its index.
+        """Add one entry inside the caller's transaction and return its index; see `append_all`."""
+        return self.append_all(conn, [entry]).start
+
+    def append_all(self, conn: Connection, entries: Iterable[Mapping[str, Any]]) -> range:
+        """Add entries under one signature inside the caller's transaction; return their indices.
 
         The stored tree is checked against the last checkpoint before a new one is signed, so that
         a signature never covers a change that someone else made.
 
         Raises:
             TamperedLog: the log was changed since its last checkpoint.
-            ValueError: the entry is no JSON (RFC 8785).
+            ValueError: an entry is no JSON (RFC 8785); none is added.
         """
-        data = rfc8785.dumps(dict(entry))
+        added = [rfc8785.dumps(dict(entry)) for entry in entries]
         head, nodes = self._state(conn)
-        size = head.size
-        new = merkle.completed_nodes(size, merkle.leaf_hash(data), lambda *at: nodes[at])
-        nodes |= {(level, index): node for level, index, node in new}
-        root = merkle.tree_root(size + 1, lambda *at: nodes[at])
-        note = sign_note(Checkpoint(self.key.name, size + 1, root).text(), self.key)
-        conn.execute(insert(log_entries).values(idx=size, data=data))
+        indices = range(head.size, head.size + len(added))
+        if not added:
+            return indices
+        new: _Nodes = {}
+        for index, data in zip(indices, added, strict=True):
+            done = merkle.completed_nodes(index, merkle.leaf_hash(data), lambda *at: nodes[at])
+            for level, place, node in done:
+                nodes[level, place] = new[level, place] = node
+        root = merkle.tree_root(indices.stop, lambda *at: nodes[at])
+        note = sign_note(Checkpoint(self.key.name, indices.stop, root).text(), self.key)
+        rows = zip(indices, added, strict=True)
+        conn.execute(insert(log_entries), [{"idx": index, "data": data} for index, data in rows])
         conn.execute(
             insert(log_nodes),
-            [{"level": level, "idx": index, "hash": node} for level, index, node in new],
+            [{"level": level, "idx": place, "hash": node} for (level, place), node in new.items()],
         )
         conn.execute(delete(log_checkpoints))
-        conn.execute(insert(log_checkpoints).values(size=size + 1, note=note))
-        return size
+        conn.execute(insert(log_checkpoints).values(size=indices.stop, note=note))
+        return indices
 
     def check(self) -> Checkpoint:
         """Compare signature, row counts and the root over the stored subtrees; quick, for start-up.
@@ -238,25 +252,14 @@ def _verify_batch(conn: Connection, start: int, end: int) -> None:
 
 
 def _frontier(conn: Connection, size: int) -> _Nodes:
-    """Return the complete subtrees of the first `size` entries in one query."""
-    places = merkle.frontier(size)
-    # SQLite looks each place up in its index; a row-value IN would scan the whole table
-    wanted = or_(
-        false(),
-        *(and_(log_nodes.c.level == level, log_nodes.c.idx == index) for level, index in places),
-    )
-    rows = conn.execute(select(log_nodes).where(wanted))
-    nodes = {(level, index): bytes(node) for level, index, node in rows}
-    if len(nodes) != len(places):
-        raise _tampered("a hash is missing")
-    return nodes
+    """Return the complete subtrees that make up the first `size` entries."""
+    read = _reader(conn)
+    return {place: read(*place) for place in merkle.frontier(size)}
 
 
 def _reader(conn: Connection) -> merkle.ReadNode:
     def read(level: int, index: int) -> bytes:
-        node = conn.execute(
-            select(log_nodes.c.hash).where(log_nodes.c.level == level, log_nodes.c.idx == index)
-        ).scalar_one_or_none()
+        node = conn.execute(_NODE, {"at_level": level, "at_idx": index}).scalar_one_or_none()
         if node is None:
             raise _tampered(f"the hash of level {level}, place {index} is missing")
         return bytes(node)

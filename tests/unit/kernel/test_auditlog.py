@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+import rfc8785
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, delete, event, insert, select, update
@@ -87,6 +90,52 @@ def test_an_entry_that_is_no_json_is_refused_and_nothing_is_written(
     with pytest.raises(ValueError, match=r"."), log.store.transaction() as conn:
         log.append(conn, {"details": value})
     assert log.verify().size == 1
+
+
+@given(st.lists(st.integers(0, 40), max_size=6))
+@settings(max_examples=25, deadline=None)
+def test_any_batches_make_the_tree_that_single_entries_make(sizes: list[int]) -> None:
+    with TemporaryDirectory() as folder:
+        store = Store.open(Path(folder) / "kernel.db", KERNEL)
+        log, grown = AuditLog(store, KEY), 0
+        for size in sizes:
+            with store.transaction() as conn:
+                added = log.append_all(conn, map(entry, range(grown, grown + size)))
+            assert added == range(grown, grown + size)
+            grown += size
+        leaves = [rfc8785.dumps(entry(number)) for number in range(grown)]
+        if leaves:
+            assert log.verify() == Checkpoint(KEY.name, grown, plain_root(leaves))
+        assert [e.fields for e in log.entries(limit=1000)] == [entry(n) for n in range(grown)]
+        store.close()
+
+
+def plain_root(leaves: list[bytes]) -> bytes:
+    """Write RFC 6962 section 2.1 down as it reads."""
+    if len(leaves) == 1:
+        return hashlib.sha256(b"\0" + leaves[0]).digest()
+    k = 1 << (len(leaves) - 1).bit_length() - 1
+    return hashlib.sha256(b"\1" + plain_root(leaves[:k]) + plain_root(leaves[k:])).digest()
+
+
+def test_a_batch_is_whole_or_not_at_all(log: AuditLog) -> None:
+    fill(log, 1)
+    with pytest.raises(ValueError, match=r"."), log.store.transaction() as conn:
+        log.append_all(conn, [entry(1), {"details": float("nan")}])
+    assert log.verify().size == 1
+    with log.store.transaction() as conn:
+        assert log.append_all(conn, []) == range(1, 1)
+        assert list(log.append_all(conn, [entry(1), entry(2)])) == [1, 2]
+    assert log.verify().size == 3
+
+
+def test_a_batch_is_signed_once(log: AuditLog) -> None:
+    with log.store.transaction() as conn:
+        asked: list[str] = []
+        event.listen(conn, "before_cursor_execute", lambda *call: asked.append(call[2]))
+        log.append_all(conn, map(entry, range(100)))
+    assert len([text for text in asked if text.startswith("INSERT INTO log_checkpoints")]) == 1
+    assert len(asked) < 10
 
 
 def test_an_act_that_fails_leaves_no_entry(log: AuditLog) -> None:
@@ -336,7 +385,7 @@ def test_an_append_never_scans_the_log(log: AuditLog) -> None:
             str(conn.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", given).all())
             for text, given in selects
         ]
-    assert len(plans) == 3
+    assert len(plans) == 2 + 3  # size and checkpoint; 7 = 4 + 2 + 1 entries have three subtrees
     assert not [plan for plan in plans if "SCAN log_entries" in plan or "SCAN log_nodes" in plan]
 
 
