@@ -1,12 +1,18 @@
-"""`llmos log`: show, verify and prove entries of the audit log."""
+"""`llmos log`: show, verify, prove and inspect the audit log."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from llmos.cli.session import Session, json_option, print_json, print_table, with_session
+from llmos.errors import TamperedLog
+
+if TYPE_CHECKING:
+    from llmos.reports.log_inspection import Inspection
 
 
 @click.group()
@@ -59,3 +65,33 @@ def prove(session: Session, index: int, path: Path, as_json: bool) -> None:
         print_json({"index": index, "proof": str(path)})
         return
     click.echo(f"{path}: proof of entry {index}")
+
+
+@log.command()
+@json_option
+@with_session
+def inspect(session: Session, as_json: bool) -> None:
+    """Say what differs in a log that was changed; for a home that refuses to start.
+
+    Needs no key, and changes nothing: it reads a copy. Exit status 10 if anything differs.
+    """
+    from llmos.reports import log_inspection
+
+    found = log_inspection.inspect(session.config().home)
+    if as_json:
+        print_json(asdict(found))
+    else:
+        _print_inspection(found)
+    if found.differences:
+        raise click.exceptions.Exit(TamperedLog.exit_status)
+
+
+def _print_inspection(found: Inspection) -> None:
+    for difference in found.differences:
+        click.echo(f"  {difference}")
+    if not found.signature_checked:
+        click.echo("no signature was checked: home.pub is missing or damaged")
+    if not found.differences:
+        click.echo(f"{found.entries} entries, their hashes and the signed checkpoint agree")
+    elif found.entries_as_signed:
+        click.echo("every entry is as it was signed; what differs lies beside the entries")

@@ -33,7 +33,10 @@ _BATCH_ENTRIES: Final = 512
 _NODE: Final = select(log_nodes.c.hash).where(
     log_nodes.c.level == bindparam("at_level"), log_nodes.c.idx == bindparam("at_idx")
 )
-_HINT: Final = "stop using this home and restore kernel.db; the vault and the models are untouched"
+_HINT: Final = (
+    "`llmos log inspect` says what differs; stop using this home and restore kernel.db; "
+    "the vault and the models are untouched"
+)
 
 
 @dataclass(frozen=True, slots=True)
