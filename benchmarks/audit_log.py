@@ -60,8 +60,13 @@ def per_second(act: Callable[[], object], times: int) -> float:
 def sync_rate(folder: Path) -> float:
     """Return how many 4 KiB writes a second this disk makes durable."""
     descriptor = os.open(folder / "synced", os.O_CREAT | os.O_WRONLY)
+
+    def synced() -> None:
+        os.write(descriptor, bytes(4096))
+        os.fsync(descriptor)
+
     try:
-        return per_second(lambda: (os.write(descriptor, bytes(4096)), os.fsync(descriptor)), 100)
+        return per_second(synced, 100)
     finally:
         os.close(descriptor)
 

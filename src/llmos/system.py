@@ -323,6 +323,19 @@ class System:
         self.kernel.monitor.authorize(self.who, Action.READ_LOG, self._home())
         return self.kernel.auditlog.verify().size
 
+    def export_log(self, form: str, folder: str | Path) -> int:
+        """Write the log as ocsf, jsonl or tiles into a new folder; return how many entries."""
+        from llmos.reports.log_export import ExportFormat
+        from llmos.workflows import export_log
+
+        try:
+            wanted = ExportFormat(form)
+        except ValueError:
+            raise ConfigError(
+                f"unknown format {form!r}", hint=f"one of: {', '.join(ExportFormat)}"
+            ) from None
+        return export_log.run(wanted, Path(folder), self.who, self.parts).size
+
     def prove_entry(self, index: int, path: Path) -> None:
         """Write a proof that an entry is in the log, for `llmos verify`."""
         from llmos.workflows import outputs

@@ -1,4 +1,4 @@
-"""`llmos log`: show, verify, prove and inspect the audit log."""
+"""`llmos log`: show, verify, prove, export and inspect the audit log."""
 
 from __future__ import annotations
 
@@ -65,6 +65,26 @@ def prove(session: Session, index: int, path: Path, as_json: bool) -> None:
         print_json({"index": index, "proof": str(path)})
         return
     click.echo(f"{path}: proof of entry {index}")
+
+
+@log.command()
+@click.option(
+    "--as",
+    "form",
+    type=click.Choice(["ocsf", "jsonl", "tiles"]),
+    required=True,
+    help="OCSF events, entries as JSON Lines, or C2SP tiles for static hosting.",
+)
+@click.argument("folder", type=click.Path(path_type=Path))
+@json_option
+@with_session
+def export(session: Session, form: str, folder: Path, as_json: bool) -> None:
+    """Write the verified log and its checkpoint into a new FOLDER, whole or not at all."""
+    size = session.system().export_log(form, folder)
+    if as_json:
+        print_json({"folder": str(folder), "format": form, "entries": size})
+        return
+    click.echo(f"{folder}: {size} entries as {form}")
 
 
 @log.command()

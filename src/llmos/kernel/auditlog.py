@@ -122,6 +122,16 @@ class AuditLog:
                 raise _tampered(f"its first {earlier.size} entries are not those it had")
             return head
 
+    def checkpoint(self) -> str:
+        """Return the newest checkpoint, signed, after a comparison with the stored tree.
+
+        Raises:
+            TamperedLog: they do not agree, or the log is empty.
+        """
+        with self.store.read() as conn:
+            self._checked(conn)
+            return str(_newest_note(conn))
+
     def prove(self, index: int) -> LogProof:
         """Return the proof that entry `index` stands in the log, for `crypto.proofs.verify_proof`.
 

@@ -166,8 +166,8 @@ def _grow(nodes: dict[tuple[int, int], bytes], index: int, leaf: bytes) -> None:
     """Add a leaf and forget what no later root needs: only the frontier is kept."""
     for level, place, node in merkle.completed_nodes(index, leaf, _read_from(nodes)):
         nodes[level, place] = node
-    for place in nodes.keys() - set(merkle.frontier(index + 1)):
-        del nodes[place]
+    for covered in nodes.keys() - set(merkle.frontier(index + 1)):
+        del nodes[covered]
 
 
 def _inner_hashes(database: sqlite3.Connection, size: int, found: _Findings) -> None:

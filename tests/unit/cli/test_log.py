@@ -82,3 +82,14 @@ def test_inspection_leaves_every_byte_of_the_home(
     before = contents(plain)
     assert typing(plain)("log", "inspect").status == 10
     assert contents(plain) == before
+
+
+def test_an_export_says_where_and_how_much(plain: Path, typing: Callable[[Path], Type]) -> None:
+    typed = typing(plain)
+    folder = plain.parent / "tiles"
+    said = typed("log", "export", "--as", "tiles", str(folder))
+    assert (said.status, said.out) == (0, f"{folder}: 1 entries as tiles\n")
+    again = typed("log", "export", "--as", "tiles", str(folder))
+    assert again.status == 12
+    said = typed("log", "export", "--as", "ocsf", str(plain.parent / "events"), "--json")
+    assert said.value["entries"] == 2

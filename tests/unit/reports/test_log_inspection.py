@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -19,7 +20,6 @@ from llmos.errors import HomeMissing, StorageError
 from llmos.kernel.auditlog import AuditLog
 from llmos.kernel.schema import KERNEL
 from llmos.kernel.store import Store
-from llmos.reports import log_inspection
 from llmos.reports.log_inspection import MOST_DIFFERENCES, inspect
 
 KEY = NoteKey("llmos.local/0123", bytes(range(32)))
@@ -242,14 +242,14 @@ def test_a_home_that_cannot_be_inspected_says_why(
     assert any("cannot be read as a database" in difference for difference in differences(home))
     (home / "kernel.db").write_bytes(good)
     with monkeypatch.context() as patch:
-        real = log_inspection.shutil.copyfile
+        real = shutil.copyfile
 
         def write_after_copy(source: Path, target: Path) -> None:
             real(source, target)
             with source.open("ab") as file:
                 file.write(b"x")
 
-        patch.setattr(log_inspection.shutil, "copyfile", write_after_copy)
+        patch.setattr(shutil, "copyfile", write_after_copy)
         with pytest.raises(StorageError, match="being written all the time"):
             inspect(home)
     (home / "kernel.db-wal").mkdir()
