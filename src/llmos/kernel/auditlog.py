@@ -2,8 +2,8 @@
 
 An entry is written in the transaction of the act that it records, so there is no act without a
 record and no record without the act. The tree's hashes and the newest signed checkpoint are written
-with it; older checkpoints are replaced, since every proof is made against the newest one and a
-consistency proof reaches back to any size.
+with it; older checkpoints are replaced, except those that partners cosigned: a consistency proof
+reaches back to any size.
 
 Protects against: changed, swapped, removed or added rows, by anyone who does not have the log key.
 Does not protect against: putting back an older copy of the whole database, or an operator who has
@@ -24,7 +24,7 @@ from llmos.crypto import merkle
 from llmos.crypto.notes import Checkpoint, NoteKey, open_note, sign_note
 from llmos.crypto.proofs import LogProof
 from llmos.errors import RequestError, TamperedLog, VerificationFailed
-from llmos.kernel.schema import log_checkpoints, log_entries, log_nodes
+from llmos.kernel.schema import log_checkpoints, log_cosignatures, log_entries, log_nodes
 from llmos.kernel.store import Store
 
 _Nodes = dict[tuple[int, int], bytes]  # (level, index) -> hash of that complete subtree
@@ -86,7 +86,8 @@ class AuditLog:
             insert(log_nodes),
             [{"level": level, "idx": place, "hash": node} for (level, place), node in new.items()],
         )
-        conn.execute(delete(log_checkpoints))
+        cosigned = select(log_cosignatures.c.size)
+        conn.execute(delete(log_checkpoints).where(log_checkpoints.c.size.not_in(cosigned)))
         conn.execute(insert(log_checkpoints).values(size=indices.stop, note=note))
         return indices
 
@@ -109,17 +110,18 @@ class AuditLog:
             TamperedLog: anything differs.
             VerificationFailed: `kept` is not a checkpoint that this log signed.
         """
-        earlier = self._opened(kept) if kept is not None else None
+        earlier = [] if kept is None else [self._opened(kept)]
         with self.store.read() as conn:
             head = self._checked(conn)
-            if earlier is not None and earlier.size > head.size:
-                raise _tampered(f"it has {head.size} entries and had {earlier.size}")
+            earlier += map(self._kept, conn.execute(select(log_checkpoints.c.note)).scalars())
+            for old in earlier:
+                if old.size > head.size:
+                    raise _tampered(f"it has {head.size} entries and had {old.size}")
             for start in range(0, head.size, _BATCH_ENTRIES):
                 _verify_batch(conn, start, min(head.size, start + _BATCH_ENTRIES))
-            if earlier is None:
-                return head
-            if merkle.tree_root(earlier.size, _reader(conn)) != earlier.root:
-                raise _tampered(f"its first {earlier.size} entries are not those it had")
+            for old in earlier:
+                if merkle.tree_root(old.size, _reader(conn)) != old.root:
+                    raise _tampered(f"its first {old.size} entries are not those it had")
             return head
 
     def checkpoint(self) -> str:
@@ -132,15 +134,22 @@ class AuditLog:
             self._checked(conn)
             return str(_newest_note(conn))
 
-    def prove(self, index: int) -> LogProof:
+    def prove(self, index: int, *, kept: str | None = None) -> LogProof:
         """Return the proof that entry `index` stands in the log, for `crypto.proofs.verify_proof`.
+
+        Args:
+            index: the entry's place.
+            kept: an older checkpoint of this log to lead to instead of the newest.
 
         Raises:
             RequestError: there is no such entry.
             TamperedLog: the stored hashes do not lead from the entry to the signed root.
+            VerificationFailed: `kept` is not a checkpoint that this log signed.
         """
         with self.store.read() as conn:
-            head = self._head(conn)
+            head, note = self._head(conn), _newest_note(conn)
+            if kept is not None:
+                head, note = self._opened(kept), kept
             if not 0 <= index < head.size:
                 raise RequestError(f"the log has no entry {index}; its last is {head.size - 1}")
             data = conn.execute(
@@ -149,22 +158,22 @@ class AuditLog:
             if data is None:
                 raise _tampered(f"entry {index} is missing")
             hashes = merkle.inclusion_proof(index, head.size, _reader(conn))
-            note = _newest_note(conn)
         leaf = merkle.leaf_hash(data)
-        if note is None or not merkle.verify_inclusion(index, head.size, leaf, hashes, head.root):
+        if not merkle.verify_inclusion(index, head.size, leaf, hashes, head.root):
             raise _tampered(f"entry {index} or a hash above it was changed")
-        return LogProof(index, head.size, hashes, note, data)
+        return LogProof(index, head.size, hashes, str(note), data)
 
-    def prove_consistency(self, old_size: int) -> tuple[bytes, ...]:
-        """Return the proof that the log of `old_size` entries is a beginning of the present one.
+    def prove_consistency(self, old_size: int, size: int | None = None) -> tuple[bytes, ...]:
+        """Return the proof that the log's first `old_size` entries begin its first `size`, or all.
 
         Raises:
             RequestError: the log never had that size.
         """
         with self.store.read() as conn:
-            size = self._head(conn).size
-            if not 0 <= old_size <= size:
-                raise RequestError(f"the log has {size} entries, it never had {old_size}")
+            newest = self._head(conn).size
+            size = newest if size is None else size
+            if not 0 <= old_size <= size <= newest:
+                raise RequestError(f"the log has {newest} entries, it never had {old_size}")
             return merkle.consistency_proof(old_size, size, _reader(conn))
 
     def entries(self, after: int = -1, limit: int = 100) -> list[LogEntry]:
@@ -201,10 +210,7 @@ class AuditLog:
             if size:
                 raise _tampered("it has no checkpoint")
             return Checkpoint(self.key.name, 0, merkle.EMPTY_ROOT), {}
-        try:
-            head = self._opened(note)
-        except VerificationFailed as error:
-            raise _tampered(f"its checkpoint is not genuine: {error}") from error
+        head = self._kept(note)
         if head.size != size:
             raise _tampered(f"it has {size} entries and its checkpoint says {head.size}")
         nodes = _frontier(conn, size)
@@ -221,6 +227,12 @@ class AuditLog:
         if entries != head.size or nodes != merkle.node_count(head.size):
             raise _tampered(f"it has {entries} rows and {nodes} hashes for {head.size} entries")
         return head
+
+    def _kept(self, note: str) -> Checkpoint:
+        try:
+            return self._opened(note)
+        except VerificationFailed as error:
+            raise _tampered(f"its checkpoint is not genuine: {error}") from error
 
     def _opened(self, note: str) -> Checkpoint:
         checkpoint = Checkpoint.parse(open_note(note, self.key.verifier))

@@ -51,6 +51,8 @@ class Action(StrEnum):
     READ_LOG = "read-log"
     PLAN = "plan"
     SERVE = "serve"
+    MANAGE_PARTNERS = "manage-partners"
+    WITNESS = "witness"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Final
 
-from llmos import __version__
 from llmos.kernel.auditlog import LogEntry
 from llmos.kernel.monitor import Outcome
 from llmos.kernel.policy import Action
@@ -66,11 +65,7 @@ def event(entry: LogEntry, data: bytes, origin: str) -> dict[str, Any]:
         "metadata": {
             "log_name": origin,
             "original_time": fields["at"],
-            "product": {
-                "name": "LLMOS",
-                "vendor_name": "The LLMOS authors",
-                "version": __version__,
-            },
+            "product": {"name": "LLMOS", "vendor_name": "The LLMOS authors"},
             "sequence": entry.index,
             "uid": f"{origin}#{entry.index}",
             "version": OCSF_VERSION,

@@ -11,6 +11,7 @@ import pytest
 from tests.unit.cli.conftest import Type
 
 from llmos.config import Config
+from llmos.crypto.notes import NoteKey
 from llmos.kernel import kernel as kernels
 
 
@@ -93,3 +94,26 @@ def test_an_export_says_where_and_how_much(plain: Path, typing: Callable[[Path],
     assert again.status == 12
     said = typed("log", "export", "--as", "ocsf", str(plain.parent / "events"), "--json")
     assert said.value["entries"] == 2
+
+
+def test_partners_are_added_listed_and_removed(plain: Path, typing: Callable[[Path], Type]) -> None:
+    typed = typing(plain)
+    vkey = NoteKey("llmos.local/b0b0", bytes(range(32))).vkey
+    assert typed("log", "partner", "ls").out == "no partners\n"
+    added = typed("log", "partner", "add", "bo", vkey, "--url", "http://127.0.0.1:1/witness")
+    assert (added.status, added.out) == (0, "bo: llmos.local/b0b0\n")
+    assert "llmos.local/b0b0" in typed("log", "partner", "ls").out
+    (row,) = typed("log", "partner", "ls", "--json").value
+    assert (row["name"], row["vkey"], row["url"]) == ("bo", vkey, "http://127.0.0.1:1/witness")
+    assert typed("log", "partner", "add", "bo", vkey).status == 4
+    refused = typed("log", "cosign")
+    assert refused.status == 13
+    assert "bo could not be reached" in refused.err
+    assert typed("log", "verify", "--json").value["cosigned"] == []
+    removed = typed("log", "partner", "remove", "bo")
+    assert (removed.status, removed.out) == (0, "bo is no partner any more\n")
+    gone = typed("log", "partner", "remove", "bo", "--json")
+    assert gone.status == 4
+    added = typed("log", "partner", "add", "bo", vkey, "--json")
+    assert added.value["log"] == "llmos.local/b0b0"
+    assert typed("log", "partner", "remove", "bo", "--json").value == {"removed": "bo"}

@@ -24,7 +24,7 @@ from llmos.crypto.proofs import LogProof, verify_proof
 from llmos.errors import RequestError, StorageError, TamperedLog, VerificationFailed
 from llmos.kernel import auditlog
 from llmos.kernel.auditlog import AuditLog
-from llmos.kernel.schema import KERNEL, log_checkpoints, log_entries, log_nodes
+from llmos.kernel.schema import KERNEL, log_checkpoints, log_cosignatures, log_entries, log_nodes
 from llmos.kernel.store import Store
 
 KEY = NoteKey("llmos.local/0123", bytes(range(32)))
@@ -179,6 +179,52 @@ def test_only_the_newest_checkpoint_is_kept(log: AuditLog) -> None:
     fill(log, 9)
     with log.store.read() as conn:
         assert conn.execute(select(log_checkpoints.c.size)).scalars().all() == [9]
+
+
+def test_an_older_checkpoint_is_proven_against_while_it_continues(log: AuditLog) -> None:
+    fill(log, 5)
+    kept = note_of(log)
+    assert log.checkpoint() == kept
+    fill(log, 4)
+    assert log.checkpoint() == note_of(log) != kept
+    for index in range(5):
+        proof = log.prove(index, kept=kept)
+        assert (proof.size, proof.checkpoint_note) == (5, kept)
+        assert verify_proof(proof, KEY.verifier) == entry(index)
+    with pytest.raises(RequestError, match="no entry 5"):
+        log.prove(5, kept=kept)
+    for note in (sign_note(Checkpoint(KEY.name, 5, bytes(32)).text(), STRANGER), "x"):
+        with pytest.raises(VerificationFailed):
+            log.prove(0, kept=note)
+    with pytest.raises(TamperedLog):
+        log.prove(0, kept=sign_note(Checkpoint(KEY.name, 5, bytes(32)).text(), KEY))
+    old, newer = (Checkpoint.parse(open_note(n, KEY.verifier)) for n in (kept, note_of(log)))
+    middle = plain_root([rfc8785.dumps(e.fields) for e in log.entries(limit=7)])
+    assert merkle.verify_consistency(5, 7, old.root, middle, log.prove_consistency(5, 7))
+    assert merkle.verify_consistency(5, 9, old.root, newer.root, log.prove_consistency(5))
+    for sizes in ((6, 5), (5, 10), (-1, 5)):
+        with pytest.raises(RequestError, match="never had"):
+            log.prove_consistency(*sizes)
+
+
+def test_a_cosigned_checkpoint_is_kept_and_compared(log: AuditLog) -> None:
+    fill(log, 5)
+    with log.store.transaction() as conn:
+        conn.execute(insert(log_cosignatures).values(size=5, partner="bo", line="x"))
+    for _ in range(2):
+        fill(log, 2)
+    with log.store.read() as conn:
+        assert conn.execute(select(log_checkpoints.c.size)).scalars().all() == [5, 9]
+    assert log.verify().size == 9
+    for bad in (
+        sign_note(Checkpoint(KEY.name, 5, bytes(32)).text(), KEY),
+        sign_note(Checkpoint(KEY.name, 5, bytes(32)).text(), STRANGER),
+        sign_note(Checkpoint(KEY.name, 50, bytes(32)).text(), KEY),
+    ):
+        with log.store.transaction() as conn:
+            conn.execute(update(log_checkpoints).filter_by(size=5).values(note=bad))
+        with pytest.raises(TamperedLog):
+            log.verify()
 
 
 def test_verify_covers_more_than_one_batch(log: AuditLog, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,8 @@ SUBJECT = {
     Action.READ_LOG: HOME,
     Action.PLAN: SENSITIVE,
     Action.SERVE: HOME,
+    Action.MANAGE_PARTNERS: HOME,
+    Action.WITNESS: HOME,
 }
 RIGHTS = {
     Role.ADMINISTRATOR: set(Action),
