@@ -4,12 +4,13 @@ LlmosError
   ConfigError
   AccessError:     AuthenticationError, WrongPassphrase, UnsafeKeyFile, PermissionDenied,
                    PolicyError, UnknownPrincipal, PrincipalExists, UnknownKey,
-                   UnknownApproval, ApprovalConflict
+                   UnknownApproval, ApprovalConflict, UnknownPartner, PartnerExists
   BudgetError:     InvalidPrivacyParameter, BudgetExceeded, UnaccountableMechanism, LedgerConflict
   DataError:       MalformedRecord, UnknownDataset, DatasetExists
   ModelError:      UnknownModel, ModelExists, UnsupportedModel
   EngineError:     SelfTestFailed
-  IntegrityError:  TamperedObject, TamperedLog, VerificationFailed, HashMismatch
+  IntegrityError:  TamperedObject, TamperedLog, VerificationFailed, HashMismatch,
+                   CheckpointRefused, StaleCheckpoint
   StorageError:    StorageFull, HomeExists, HomeMissing
   NetworkError
   JobError:        UnknownJob, JobBusy, JobOvertaken, JobCancelled, JobInterrupted
@@ -112,6 +113,18 @@ class UnknownApproval(AccessError):
 
 class ApprovalConflict(AccessError):
     """An approval cannot be asked for or decided like this, or by this person."""
+
+    http_status = 409
+
+
+class UnknownPartner(AccessError):
+    """No partner of this name, or of this log's origin, was added."""
+
+    http_status = 404
+
+
+class PartnerExists(AccessError):
+    """A partner of this name, or of this log's origin, was added already."""
 
     http_status = 409
 
@@ -252,6 +265,23 @@ class VerificationFailed(IntegrityError):
 
 class HashMismatch(IntegrityError):
     """A download's SHA-256 differs from the pinned one; it was deleted."""
+
+
+class CheckpointRefused(IntegrityError):
+    """A witness does not cosign: the checkpoint does not continue what it saw before."""
+
+    http_status = 422
+
+
+class StaleCheckpoint(CheckpointRefused):
+    """A witness does not cosign: the proof begins elsewhere than at what it saw last."""
+
+    http_status = 409
+
+    def __init__(self, size: int) -> None:
+        """Say how many entries the witness saw last."""
+        super().__init__(f"the checkpoint that was witnessed last has {size} entries")
+        self.size = size
 
 
 class StorageError(LlmosError):

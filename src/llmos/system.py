@@ -26,7 +26,9 @@ from llmos.workflows.parts import Parts
 
 if TYPE_CHECKING:
     from llmos.kernel.approvals import Approval
+    from llmos.workflows.cosign import Cosigning
     from llmos.workflows.measure import Measured
+    from llmos.workflows.partners import Cosigned, Partner
     from llmos.workflows.report import ReportFiles
     from llmos.workflows.training_plan import TrainPlan
     from llmos.workflows.training_view import OnStep
@@ -406,16 +408,64 @@ class System:
         return [(e.index, e.fields) for e in self.kernel.auditlog.entries(after, limit)]
 
     def verify_log(self) -> int:
-        """Recompute the whole log and return its size."""
+        """Recompute the whole log, check all cosignatures, and return its size."""
+        from llmos.workflows import partners
+
         self.kernel.monitor.authorize(self.who, Action.READ_LOG, self._home())
+        partners.cosigned(self.parts)
         return self.kernel.auditlog.verify().size
+
+    def cosigned_log(self) -> list[Cosigned]:
+        """Return which partner cosigned which size of the log, newest first."""
+        from llmos.workflows import partners
+
+        self.kernel.monitor.authorize(self.who, Action.READ_LOG, self._home())
+        return partners.cosigned(self.parts)
+
+    def add_partner(self, name: str, vkey: str, *, url: str | None = None) -> Partner:
+        """Add a partner of the log by the log key of its home.pub."""
+        from llmos.workflows import partners
+
+        return partners.add(name, vkey, url, self.who, self.parts)
+
+    def remove_partner(self, name: str) -> None:
+        """Remove a partner of the log."""
+        from llmos.workflows import partners
+
+        partners.remove(name, self.who, self.parts)
+
+    def partners(self) -> list[Partner]:
+        """Return the partners of the log."""
+        from llmos.workflows import partners
+
+        self.kernel.monitor.authorize(self.who, Action.READ_LOG, self._home())
+        return partners.partners(self.kernel.store)
+
+    def cosign_log(self) -> Cosigning:
+        """Send the newest checkpoint to the partners and keep their cosignatures."""
+        from llmos.workflows import cosign
+
+        return cosign.run(self.who, self.parts)
+
+    def export_log(self, form: str, folder: str | Path) -> int:
+        """Write the log as ocsf, jsonl or tiles into a new folder; return how many entries."""
+        from llmos.reports.log_export import ExportFormat
+        from llmos.workflows import export_log
+
+        try:
+            wanted = ExportFormat(form)
+        except ValueError:
+            raise ConfigError(
+                f"unknown format {form!r}", hint=f"one of: {', '.join(ExportFormat)}"
+            ) from None
+        return export_log.run(wanted, Path(folder), self.who, self.parts).size
 
     def prove_entry(self, index: int, path: Path) -> None:
         """Write a proof that an entry is in the log, for `llmos verify`."""
-        from llmos.workflows import outputs
+        from llmos.workflows import outputs, partners
 
         self.kernel.monitor.authorize(self.who, Action.READ_LOG, self._home())
-        outputs.write(path, rfc8785.dumps(self.kernel.auditlog.prove(index).to_dict()))
+        outputs.write(path, rfc8785.dumps(partners.prove(index, self.parts).to_dict()))
 
     def test_policy(
         self, user: str, action: str, dataset: str | None, model: str | None, purpose: str

@@ -36,7 +36,7 @@ def test_an_error_keeps_its_message_and_hint() -> None:
 def test_every_error_has_statuses_that_its_callers_can_tell_apart(cls: type[LlmosError]) -> None:
     assert cls.exit_status not in {0, 1}, "0 is success, 1 is an error that nobody thought of"
     assert 2 <= cls.exit_status <= 15
-    assert cls.http_status in {400, 401, 403, 404, 409, 413, 429, 500, 502, 507}
+    assert cls.http_status in {400, 401, 403, 404, 409, 413, 422, 429, 500, 502, 507}
     assert cls.__doc__
 
 

@@ -32,7 +32,7 @@ NOUNS: Final[dict[str, tuple[str, str]]] = {
     "key": ("key", "Make, list and revoke API keys."),
     "user": ("user", "Add and list the people and programs of this home."),
     "policy": ("policy", "Show, check and test the access policies."),
-    "log": ("log", "Show, verify and prove entries of the audit log."),
+    "log": ("log", "Show, verify, prove, export, inspect and witness the audit log."),
 }
 
 

@@ -174,7 +174,7 @@ def open_note(note: str, verifier: Verifier) -> str:
     text += "\n"
     verified = False
     for line in lines:
-        name, blob = _signature_line(line)
+        name, blob = parse_signature_line(line)
         if (name, blob[:_KEY_ID_BYTES]) == (verifier.name, verifier.key_id):
             if not verifier.verify(blob[_KEY_ID_BYTES:], text.encode()):
                 raise VerificationFailed(f"the signature of {name} is wrong")
@@ -207,7 +207,12 @@ def decode_base64(text: str) -> bytes:
     return data
 
 
-def _signature_line(line: str) -> tuple[str, bytes]:
+def parse_signature_line(line: str) -> tuple[str, bytes]:
+    """Return the name and the bytes (key id, then signature) of a note's signature line.
+
+    Raises:
+        VerificationFailed: it is malformed.
+    """
     match line.split(" "):
         case ["—", name, blob]:
             _check_name(name)

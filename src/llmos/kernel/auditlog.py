@@ -2,8 +2,8 @@
 
 An entry is written in the transaction of the act that it records, so there is no act without a
 record and no record without the act. The tree's hashes and the newest signed checkpoint are written
-with it; older checkpoints are replaced, since every proof is made against the newest one and a
-consistency proof reaches back to any size.
+with it; older checkpoints are replaced, except those that partners cosigned: a consistency proof
+reaches back to any size.
 
 Protects against: changed, swapped, removed or added rows, by anyone who does not have the log key.
 Does not protect against: putting back an older copy of the whole database, or an operator who has
@@ -13,23 +13,30 @@ the key and rewrites history. Both are seen by whoever kept an older checkpoint:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import rfc8785
-from sqlalchemy import Connection, and_, delete, false, func, insert, or_, select
+from sqlalchemy import Connection, and_, bindparam, delete, func, insert, or_, select
 
 from llmos.crypto import merkle
 from llmos.crypto.notes import Checkpoint, NoteKey, open_note, sign_note
 from llmos.crypto.proofs import LogProof
 from llmos.errors import RequestError, TamperedLog, VerificationFailed
-from llmos.kernel.schema import log_checkpoints, log_entries, log_nodes
+from llmos.kernel.schema import log_checkpoints, log_cosignatures, log_entries, log_nodes
 from llmos.kernel.store import Store
 
 _Nodes = dict[tuple[int, int], bytes]  # (level, index) -> hash of that complete subtree
 _BATCH_ENTRIES: Final = 512
-_HINT: Final = "stop using this home and restore kernel.db; the vault and the models are untouched"
+# One statement for every look-up: to build and compile one anew costs more than SQLite's answer.
+_NODE: Final = select(log_nodes.c.hash).where(
+    log_nodes.c.level == bindparam("at_level"), log_nodes.c.idx == bindparam("at_idx")
+)
+_HINT: Final = (
+    "`llmos log inspect` says what differs; stop using this home and restore kernel.db; "
+    "the vault and the models are untouched"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,30 +55,41 @@ class AuditLog:
     key: NoteKey
 
     def append(self, conn: Connection, entry: Mapping[str, Any]) -> int:
-        """Add an entry inside the caller's transaction and return its index.
+        """Add one entry inside the caller's transaction and return its index; see `append_all`."""
+        return self.append_all(conn, [entry]).start
+
+    def append_all(self, conn: Connection, entries: Iterable[Mapping[str, Any]]) -> range:
+        """Add entries under one signature inside the caller's transaction; return their indices.
 
         The stored tree is checked against the last checkpoint before a new one is signed, so that
         a signature never covers a change that someone else made.
 
         Raises:
             TamperedLog: the log was changed since its last checkpoint.
-            ValueError: the entry is no JSON (RFC 8785).
+            ValueError: an entry is no JSON (RFC 8785); none is added.
         """
-        data = rfc8785.dumps(dict(entry))
+        added = [rfc8785.dumps(dict(entry)) for entry in entries]
         head, nodes = self._state(conn)
-        size = head.size
-        new = merkle.completed_nodes(size, merkle.leaf_hash(data), lambda *at: nodes[at])
-        nodes |= {(level, index): node for level, index, node in new}
-        root = merkle.tree_root(size + 1, lambda *at: nodes[at])
-        note = sign_note(Checkpoint(self.key.name, size + 1, root).text(), self.key)
-        conn.execute(insert(log_entries).values(idx=size, data=data))
+        indices = range(head.size, head.size + len(added))
+        if not added:
+            return indices
+        new: _Nodes = {}
+        for index, data in zip(indices, added, strict=True):
+            done = merkle.completed_nodes(index, merkle.leaf_hash(data), lambda *at: nodes[at])
+            for level, place, node in done:
+                nodes[level, place] = new[level, place] = node
+        root = merkle.tree_root(indices.stop, lambda *at: nodes[at])
+        note = sign_note(Checkpoint(self.key.name, indices.stop, root).text(), self.key)
+        rows = zip(indices, added, strict=True)
+        conn.execute(insert(log_entries), [{"idx": index, "data": data} for index, data in rows])
         conn.execute(
             insert(log_nodes),
-            [{"level": level, "idx": index, "hash": node} for level, index, node in new],
+            [{"level": level, "idx": place, "hash": node} for (level, place), node in new.items()],
         )
-        conn.execute(delete(log_checkpoints))
-        conn.execute(insert(log_checkpoints).values(size=size + 1, note=note))
-        return size
+        cosigned = select(log_cosignatures.c.size)
+        conn.execute(delete(log_checkpoints).where(log_checkpoints.c.size.not_in(cosigned)))
+        conn.execute(insert(log_checkpoints).values(size=indices.stop, note=note))
+        return indices
 
     def check(self) -> Checkpoint:
         """Compare signature, row counts and the root over the stored subtrees; quick, for start-up.
@@ -92,28 +110,46 @@ class AuditLog:
             TamperedLog: anything differs.
             VerificationFailed: `kept` is not a checkpoint that this log signed.
         """
-        earlier = self._opened(kept) if kept is not None else None
+        earlier = [] if kept is None else [self._opened(kept)]
         with self.store.read() as conn:
             head = self._checked(conn)
-            if earlier is not None and earlier.size > head.size:
-                raise _tampered(f"it has {head.size} entries and had {earlier.size}")
+            earlier += map(self._kept, conn.execute(select(log_checkpoints.c.note)).scalars())
+            for old in earlier:
+                if old.size > head.size:
+                    raise _tampered(f"it has {head.size} entries and had {old.size}")
             for start in range(0, head.size, _BATCH_ENTRIES):
                 _verify_batch(conn, start, min(head.size, start + _BATCH_ENTRIES))
-            if earlier is None:
-                return head
-            if merkle.tree_root(earlier.size, _reader(conn)) != earlier.root:
-                raise _tampered(f"its first {earlier.size} entries are not those it had")
+            for old in earlier:
+                if merkle.tree_root(old.size, _reader(conn)) != old.root:
+                    raise _tampered(f"its first {old.size} entries are not those it had")
             return head
 
-    def prove(self, index: int) -> LogProof:
+    def checkpoint(self) -> str:
+        """Return the newest checkpoint, signed, after a comparison with the stored tree.
+
+        Raises:
+            TamperedLog: they do not agree, or the log is empty.
+        """
+        with self.store.read() as conn:
+            self._checked(conn)
+            return str(_newest_note(conn))
+
+    def prove(self, index: int, *, kept: str | None = None) -> LogProof:
         """Return the proof that entry `index` stands in the log, for `crypto.proofs.verify_proof`.
+
+        Args:
+            index: the entry's place.
+            kept: an older checkpoint of this log to lead to instead of the newest.
 
         Raises:
             RequestError: there is no such entry.
             TamperedLog: the stored hashes do not lead from the entry to the signed root.
+            VerificationFailed: `kept` is not a checkpoint that this log signed.
         """
         with self.store.read() as conn:
-            head = self._head(conn)
+            head, note = self._head(conn), _newest_note(conn)
+            if kept is not None:
+                head, note = self._opened(kept), kept
             if not 0 <= index < head.size:
                 raise RequestError(f"the log has no entry {index}; its last is {head.size - 1}")
             data = conn.execute(
@@ -122,22 +158,22 @@ class AuditLog:
             if data is None:
                 raise _tampered(f"entry {index} is missing")
             hashes = merkle.inclusion_proof(index, head.size, _reader(conn))
-            note = _newest_note(conn)
         leaf = merkle.leaf_hash(data)
-        if note is None or not merkle.verify_inclusion(index, head.size, leaf, hashes, head.root):
+        if not merkle.verify_inclusion(index, head.size, leaf, hashes, head.root):
             raise _tampered(f"entry {index} or a hash above it was changed")
-        return LogProof(index, head.size, hashes, note, data)
+        return LogProof(index, head.size, hashes, str(note), data)
 
-    def prove_consistency(self, old_size: int) -> tuple[bytes, ...]:
-        """Return the proof that the log of `old_size` entries is a beginning of the present one.
+    def prove_consistency(self, old_size: int, size: int | None = None) -> tuple[bytes, ...]:
+        """Return the proof that the log's first `old_size` entries begin its first `size`, or all.
 
         Raises:
             RequestError: the log never had that size.
         """
         with self.store.read() as conn:
-            size = self._head(conn).size
-            if not 0 <= old_size <= size:
-                raise RequestError(f"the log has {size} entries, it never had {old_size}")
+            newest = self._head(conn).size
+            size = newest if size is None else size
+            if not 0 <= old_size <= size <= newest:
+                raise RequestError(f"the log has {newest} entries, it never had {old_size}")
             return merkle.consistency_proof(old_size, size, _reader(conn))
 
     def entries(self, after: int = -1, limit: int = 100) -> list[LogEntry]:
@@ -174,10 +210,7 @@ class AuditLog:
             if size:
                 raise _tampered("it has no checkpoint")
             return Checkpoint(self.key.name, 0, merkle.EMPTY_ROOT), {}
-        try:
-            head = self._opened(note)
-        except VerificationFailed as error:
-            raise _tampered(f"its checkpoint is not genuine: {error}") from error
+        head = self._kept(note)
         if head.size != size:
             raise _tampered(f"it has {size} entries and its checkpoint says {head.size}")
         nodes = _frontier(conn, size)
@@ -194,6 +227,12 @@ class AuditLog:
         if entries != head.size or nodes != merkle.node_count(head.size):
             raise _tampered(f"it has {entries} rows and {nodes} hashes for {head.size} entries")
         return head
+
+    def _kept(self, note: str) -> Checkpoint:
+        try:
+            return self._opened(note)
+        except VerificationFailed as error:
+            raise _tampered(f"its checkpoint is not genuine: {error}") from error
 
     def _opened(self, note: str) -> Checkpoint:
         checkpoint = Checkpoint.parse(open_note(note, self.key.verifier))
@@ -238,25 +277,14 @@ def _verify_batch(conn: Connection, start: int, end: int) -> None:
 
 
 def _frontier(conn: Connection, size: int) -> _Nodes:
-    """Return the complete subtrees of the first `size` entries in one query."""
-    places = merkle.frontier(size)
-    # SQLite looks each place up in its index; a row-value IN would scan the whole table
-    wanted = or_(
-        false(),
-        *(and_(log_nodes.c.level == level, log_nodes.c.idx == index) for level, index in places),
-    )
-    rows = conn.execute(select(log_nodes).where(wanted))
-    nodes = {(level, index): bytes(node) for level, index, node in rows}
-    if len(nodes) != len(places):
-        raise _tampered("a hash is missing")
-    return nodes
+    """Return the complete subtrees that make up the first `size` entries."""
+    read = _reader(conn)
+    return {place: read(*place) for place in merkle.frontier(size)}
 
 
 def _reader(conn: Connection) -> merkle.ReadNode:
     def read(level: int, index: int) -> bytes:
-        node = conn.execute(
-            select(log_nodes.c.hash).where(log_nodes.c.level == level, log_nodes.c.idx == index)
-        ).scalar_one_or_none()
+        node = conn.execute(_NODE, {"at_level": level, "at_idx": index}).scalar_one_or_none()
         if node is None:
             raise _tampered(f"the hash of level {level}, place {index} is missing")
         return bytes(node)

@@ -52,6 +52,8 @@ class Action(StrEnum):
     PLAN = "plan"
     SERVE = "serve"
     APPROVE = "approve"
+    MANAGE_PARTNERS = "manage-partners"
+    WITNESS = "witness"
 
 
 @dataclass(frozen=True, slots=True)

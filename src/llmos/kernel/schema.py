@@ -202,6 +202,33 @@ log_checkpoints = Table(
     Column("note", Text, nullable=False),  # C2SP signed note
 )
 
+log_partners = Table(
+    "log_partners",
+    KERNEL,
+    Column("name", Text, primary_key=True),
+    Column("vkey", Text, nullable=False),  # of the partner's log; its cosignatures have that key
+    Column("url", Text),  # where it takes checkpoints; none: it is only witnessed
+    Column("added_at", Text, nullable=False),
+)
+
+witnessed = Table(
+    "witnessed",
+    KERNEL,
+    Column("origin", Text, primary_key=True),  # stays when the partner is removed
+    Column("vkey", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("root", LargeBinary, nullable=False),
+    Column("at", Text, nullable=False),
+)
+
+log_cosignatures = Table(
+    "log_cosignatures",
+    KERNEL,
+    Column("size", BigInteger, primary_key=True, autoincrement=False),  # its checkpoint is kept
+    Column("partner", Text, primary_key=True),
+    Column("line", Text, nullable=False),  # C2SP tlog-cosignature
+)
+
 object_keys = Table(
     "object_keys",
     KEYS,

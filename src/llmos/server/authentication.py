@@ -10,8 +10,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmos.errors import AuthenticationError
 from llmos.kernel.identity import Principal
+from llmos.server import witness
 
-PUBLIC_PATHS = frozenset({"/health"})
+PUBLIC_PATHS = frozenset({"/health", witness.PATH})  # a checkpoint carries its own signature
 
 
 def authenticate(app: ASGIApp, verify: Callable[[str], Principal]) -> ASGIApp:

@@ -33,6 +33,19 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
     Raises:
         StorageError: something is there already, or it cannot be written; nothing was changed.
     """
+    with new_folder(folder) as draft:
+        for name, data in files.items():
+            (draft / name).write_bytes(data)
+    return [folder.absolute() / name for name in sorted(files)]
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a draft that becomes `folder` when the block ends, and vanishes when it fails.
+
+    Raises:
+        StorageError: something is there already, or it cannot be written; nothing was changed.
+    """
     folder = folder.absolute()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise StorageError(f"{folder} is there already", hint="name a new folder")
@@ -40,12 +53,10 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
         try:
-            for name, data in files.items():
-                (draft / name).write_bytes(data)
+            yield draft
             draft.replace(folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-    return [folder / name for name in sorted(files)]
 
 
 @contextmanager

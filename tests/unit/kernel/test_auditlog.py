@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+import rfc8785
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, delete, event, insert, select, update
@@ -21,7 +24,7 @@ from llmos.crypto.proofs import LogProof, verify_proof
 from llmos.errors import RequestError, StorageError, TamperedLog, VerificationFailed
 from llmos.kernel import auditlog
 from llmos.kernel.auditlog import AuditLog
-from llmos.kernel.schema import KERNEL, log_checkpoints, log_entries, log_nodes
+from llmos.kernel.schema import KERNEL, log_checkpoints, log_cosignatures, log_entries, log_nodes
 from llmos.kernel.store import Store
 
 KEY = NoteKey("llmos.local/0123", bytes(range(32)))
@@ -89,6 +92,52 @@ def test_an_entry_that_is_no_json_is_refused_and_nothing_is_written(
     assert log.verify().size == 1
 
 
+@given(st.lists(st.integers(0, 40), max_size=6))
+@settings(max_examples=25, deadline=None)
+def test_any_batches_make_the_tree_that_single_entries_make(sizes: list[int]) -> None:
+    with TemporaryDirectory() as folder:
+        store = Store.open(Path(folder) / "kernel.db", KERNEL)
+        log, grown = AuditLog(store, KEY), 0
+        for size in sizes:
+            with store.transaction() as conn:
+                added = log.append_all(conn, map(entry, range(grown, grown + size)))
+            assert added == range(grown, grown + size)
+            grown += size
+        leaves = [rfc8785.dumps(entry(number)) for number in range(grown)]
+        if leaves:
+            assert log.verify() == Checkpoint(KEY.name, grown, plain_root(leaves))
+        assert [e.fields for e in log.entries(limit=1000)] == [entry(n) for n in range(grown)]
+        store.close()
+
+
+def plain_root(leaves: list[bytes]) -> bytes:
+    """Write RFC 6962 section 2.1 down as it reads."""
+    if len(leaves) == 1:
+        return hashlib.sha256(b"\0" + leaves[0]).digest()
+    k = 1 << (len(leaves) - 1).bit_length() - 1
+    return hashlib.sha256(b"\1" + plain_root(leaves[:k]) + plain_root(leaves[k:])).digest()
+
+
+def test_a_batch_is_whole_or_not_at_all(log: AuditLog) -> None:
+    fill(log, 1)
+    with pytest.raises(ValueError, match=r"."), log.store.transaction() as conn:
+        log.append_all(conn, [entry(1), {"details": float("nan")}])
+    assert log.verify().size == 1
+    with log.store.transaction() as conn:
+        assert log.append_all(conn, []) == range(1, 1)
+        assert list(log.append_all(conn, [entry(1), entry(2)])) == [1, 2]
+    assert log.verify().size == 3
+
+
+def test_a_batch_is_signed_once(log: AuditLog) -> None:
+    with log.store.transaction() as conn:
+        asked: list[str] = []
+        event.listen(conn, "before_cursor_execute", lambda *call: asked.append(call[2]))
+        log.append_all(conn, map(entry, range(100)))
+    assert len([text for text in asked if text.startswith("INSERT INTO log_checkpoints")]) == 1
+    assert len(asked) < 10
+
+
 def test_an_act_that_fails_leaves_no_entry(log: AuditLog) -> None:
     fill(log, 3)
     with pytest.raises(ZeroDivisionError), log.store.transaction() as conn:
@@ -130,6 +179,52 @@ def test_only_the_newest_checkpoint_is_kept(log: AuditLog) -> None:
     fill(log, 9)
     with log.store.read() as conn:
         assert conn.execute(select(log_checkpoints.c.size)).scalars().all() == [9]
+
+
+def test_an_older_checkpoint_is_proven_against_while_it_continues(log: AuditLog) -> None:
+    fill(log, 5)
+    kept = note_of(log)
+    assert log.checkpoint() == kept
+    fill(log, 4)
+    assert log.checkpoint() == note_of(log) != kept
+    for index in range(5):
+        proof = log.prove(index, kept=kept)
+        assert (proof.size, proof.checkpoint_note) == (5, kept)
+        assert verify_proof(proof, KEY.verifier) == entry(index)
+    with pytest.raises(RequestError, match="no entry 5"):
+        log.prove(5, kept=kept)
+    for note in (sign_note(Checkpoint(KEY.name, 5, bytes(32)).text(), STRANGER), "x"):
+        with pytest.raises(VerificationFailed):
+            log.prove(0, kept=note)
+    with pytest.raises(TamperedLog):
+        log.prove(0, kept=sign_note(Checkpoint(KEY.name, 5, bytes(32)).text(), KEY))
+    old, newer = (Checkpoint.parse(open_note(n, KEY.verifier)) for n in (kept, note_of(log)))
+    middle = plain_root([rfc8785.dumps(e.fields) for e in log.entries(limit=7)])
+    assert merkle.verify_consistency(5, 7, old.root, middle, log.prove_consistency(5, 7))
+    assert merkle.verify_consistency(5, 9, old.root, newer.root, log.prove_consistency(5))
+    for sizes in ((6, 5), (5, 10), (-1, 5)):
+        with pytest.raises(RequestError, match="never had"):
+            log.prove_consistency(*sizes)
+
+
+def test_a_cosigned_checkpoint_is_kept_and_compared(log: AuditLog) -> None:
+    fill(log, 5)
+    with log.store.transaction() as conn:
+        conn.execute(insert(log_cosignatures).values(size=5, partner="bo", line="x"))
+    for _ in range(2):
+        fill(log, 2)
+    with log.store.read() as conn:
+        assert conn.execute(select(log_checkpoints.c.size)).scalars().all() == [5, 9]
+    assert log.verify().size == 9
+    for bad in (
+        sign_note(Checkpoint(KEY.name, 5, bytes(32)).text(), KEY),
+        sign_note(Checkpoint(KEY.name, 5, bytes(32)).text(), STRANGER),
+        sign_note(Checkpoint(KEY.name, 50, bytes(32)).text(), KEY),
+    ):
+        with log.store.transaction() as conn:
+            conn.execute(update(log_checkpoints).filter_by(size=5).values(note=bad))
+        with pytest.raises(TamperedLog):
+            log.verify()
 
 
 def test_verify_covers_more_than_one_batch(log: AuditLog, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,7 +431,7 @@ def test_an_append_never_scans_the_log(log: AuditLog) -> None:
             str(conn.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", given).all())
             for text, given in selects
         ]
-    assert len(plans) == 3
+    assert len(plans) == 2 + 3  # size and checkpoint; 7 = 4 + 2 + 1 entries have three subtrees
     assert not [plan for plan in plans if "SCAN log_entries" in plan or "SCAN log_nodes" in plan]
 
 

@@ -47,6 +47,8 @@ SUBJECT = {
     Action.PLAN: SENSITIVE,
     Action.SERVE: HOME,
     Action.APPROVE: HOME,
+    Action.MANAGE_PARTNERS: HOME,
+    Action.WITNESS: HOME,
 }
 RIGHTS = {
     Role.ADMINISTRATOR: set(Action),
