@@ -139,6 +139,8 @@ def what_if(
     if as_json:
         print_json(priced.to_dict())
     else:
+        from llmos.workflows.budget_advice import hint as budget_hint
+
         click.echo(
             f"epsilon {priced.epsilon:.4g} at delta {priced.delta:g} (PLD), noise multiplier "
             f"{priced.mechanism.noise_multiplier:.4f}"
@@ -147,9 +149,18 @@ def what_if(
             "pools",
             ("pool", "would take", "left now", "admitted", "such jobs that fit"),
             [
-                (p.pool, f"{p.share:.1%}", f"{p.remaining_share:.1%}", p.admitted, p.jobs_that_fit)
+                (
+                    p.pool,
+                    f"{p.share:.1%}",
+                    f"{p.remaining_share:.1%}",
+                    "yes" if p.admitted else "no",
+                    p.jobs_that_fit,
+                )
                 for p in priced.pools
             ],
         )
+        for p in priced.pools:
+            if not p.admitted:
+                click.echo(f"{p.pool}: {budget_hint(p.would_fit, priced.delta)}")
     if not priced.admitted:
         raise click.exceptions.Exit(6)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -39,13 +39,18 @@ def with_advice(refused: BudgetExceeded, mechanism: Mechanism, budget: Budget) -
     """Return a refusal that also says what the pool could still pay for."""
     pool = budget.pool(refused.pool)
     fitting = feasible(mechanism, pool.renyi_order, pool.delta, pool.remaining)
-    hint = (
-        f"this would fit: epsilon {fitting['epsilon']:g} at delta {pool.delta:g}, or a noise "
+    advice = hint(fitting, pool.delta)
+    return BudgetExceeded(pool.id, refused.message, hint=advice, feasible=fitting)
+
+
+def hint(fitting: Mapping[str, float], delta: float) -> str:
+    """Say in words what `feasible` found at the pool's delta."""
+    if "noise_multiplier" not in fitting:
+        return "nothing of this kind fits any more; the budget of these people is used up"
+    return (
+        f"this would fit: epsilon {fitting['epsilon']:g} at delta {delta:g}, or a noise "
         f"multiplier of {fitting['noise_multiplier']:g}, or {fitting['steps']:.0f} steps"
-        if "noise_multiplier" in fitting
-        else "nothing of this kind fits any more; the budget of these people is used up"
     )
-    return BudgetExceeded(pool.id, refused.message, hint=hint, feasible=fitting)
 
 
 def explain(pool: PoolState, holders: Sequence[str]) -> dict[str, Any]:

@@ -54,5 +54,7 @@ def test_what_if_says_the_price_and_whether_it_would_be_admitted(typed: Type) ->
     job = ("budget", "what-if", "notes", "--steps", "8", "--batch", "24", "--epsilon")
     assert "notes" in typed(*job, "3").out
     assert typed(*job, "3", "--json").value["admitted"] is True
+    refused = typed(*job, "500")
+    assert (refused.status, "this would fit: epsilon" in refused.out) == (6, True)
     too_much = typed(*job, "500", "--json")
     assert (too_much.status, too_much.value["admitted"]) == (6, False)
