@@ -60,4 +60,7 @@ $(VENV)/installed-demo: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e '.[dev]'
+	@command -v softhsm2-util >/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get install -qy softhsm2 >/dev/null 2>&1; } || \
+	  echo "llmos: hint: the PKCS#11 tests are skipped; on Debian: apt-get install softhsm2"
 	@touch $@

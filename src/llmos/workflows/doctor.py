@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -82,6 +83,9 @@ def _home(config: Config) -> tuple[bool, str]:
     if config.home.stat().st_mode & 0o077:
         return False, f"{config.home} can be entered by other users: chmod 700 {config.home}"
     kernel = kernels.open_kernel(config)
+    way = json.loads((config.home / "root.json").read_bytes())["provider"]
+    if way != "key-file" and (stray := config.home / "root.key").exists():
+        return False, f"{stray} lies in a home that a {way} opens: llmos vault rekey --to {way}"
     entries = kernel.auditlog.verify().size
     for pool in kernel.budget.pools():
         if kernel.budget.recompute(pool.dataset) != (pool.spent, pool.held):
