@@ -39,6 +39,7 @@ unit: $(VENV)/installed-dev      ## the quick tests only
 bench: $(VENV)/installed-dev     ## ratios against peers, side by side in one run
 	$(PIP) -e '.[bench]'
 	$(BIN)/python benchmarks/dp_step.py --json benchmarks/results/dp_step.json
+	$(BIN)/python benchmarks/vault.py --json benchmarks/results/vault.json
 
 nightly: $(VENV)/installed-dev   ## long experiments: the demo, leak table over three seeds, 20 kills
 	$(BIN)/llmos demo --json
