@@ -37,8 +37,8 @@ class Keyring:
         """Return the columns that hold an object's key, wrapped under the newest version."""
         live = _live(conn)
         version = live[-1] if live else self._make(conn, 1)
-        kek = self._tenant_key(conn, version)
-        wrapped = keys.wrap(kek, key, _context(version, object_id, kind))
+        context = _context(version, object_id, kind)
+        wrapped = keys.wrap(self._tenant_key(conn, version), key, context)
         return {"tenant": TENANT, "key_version": version, "wrapped_key": wrapped}
 
     def unwrap(self, conn: Connection, object_id: str, kind: str) -> bytes:
@@ -79,8 +79,7 @@ class Keyring:
             for object_id, kind in rows:
                 key = self.unwrap(conn, object_id, kind)
                 new = self.wrap(conn, object_id, kind, key)
-                this = object_keys.c.object_id == object_id
-                conn.execute(update(object_keys).where(this).values(new))
+                conn.execute(update(object_keys).filter_by(object_id=object_id).values(new))
                 if not hmac.compare_digest(self.unwrap(conn, object_id, kind), key):
                     raise TamperedObject(f"the key of object {object_id} is not what was written")
         return len(rows)
@@ -109,9 +108,9 @@ class Keyring:
     def _tenant_key(self, conn: Connection, version: int) -> bytes:
         if version == 0:
             return self._version_0
-        this = (tenant_keys.c.tenant == TENANT) & (tenant_keys.c.version == version)
-        wrapped = conn.execute(select(tenant_keys.c.wrapped_key).where(this)).scalar()
-        return keys.unwrap(self._tenant_kek, wrapped or b"", _context(version))
+        wrapped = select(tenant_keys.c.wrapped_key).filter_by(tenant=TENANT, version=version)
+        found = conn.execute(wrapped).scalar() or b""
+        return keys.unwrap(self._tenant_kek, found, _context(version))
 
 
 def _live(conn: Connection) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -18,7 +19,6 @@ from llmos.crypto.root_keys import KeyFile, Passphrase, RootKeyProvider
 
 Ask = Callable[[str], str]  # asks a person for a "passphrase" or a "PIN"
 _NAME: Final = "root.json"
-_KEY_FILE: Final = "root.key"
 
 
 def unlock(config: Config, *, passphrase: str | None = None, ask: Ask | None = None) -> bytes:
@@ -61,7 +61,7 @@ def write(home: Path, provider: RootKeyProvider, root_key: bytes) -> None:
         IntegrityError: the provider does not give back what it was given.
         HomeExists, StorageError, WrongPassphrase, TokenUnavailable: it cannot keep it.
     """
-    new, old = home / f"{_NAME}.part", home / _KEY_FILE
+    new, old = home / f"{_NAME}.part", home / "root.key"
     try:
         new.unlink(missing_ok=True)  # left by a crash
         keys.write_private(new, rfc8785.dumps({"v": 1, **provider.seal(root_key)}))
@@ -75,12 +75,13 @@ def write(home: Path, provider: RootKeyProvider, root_key: bytes) -> None:
     except OSError as error:
         raise errors.StorageError.of(error, str(error.filename or new)) from error
     finally:
-        new.unlink(missing_ok=True)
+        with suppress(OSError):
+            new.unlink()
 
 
 def key_file(config: Config) -> KeyFile:
     """Return the provider that keeps the root key in the configured file."""
-    return KeyFile(config.key_file or config.home / _KEY_FILE)
+    return KeyFile(config.key_file or config.home / "root.key")
 
 
 def token(config: Config, label: str, ask: Ask | None) -> RootKeyProvider:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from sqlalchemy import func, select
 
-from llmos.crypto.root_keys import RootKeyProvider
+from llmos.config import Config
+from llmos.crypto.root_keys import KeyFile, RootKeyProvider
 from llmos.kernel import root
 from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action, Resource
@@ -41,6 +43,9 @@ def rekey(
 ) -> None:
     """Let another provider keep the root key; all that it opens stays as it is.
 
+    A failure leaves no key file in the clear behind. After a crash `llmos doctor` finds one, and
+    this, done again, uses or removes it.
+
     Raises:
         PermissionDenied: policy does not allow it; the denial is recorded.
         WrongPassphrase, TokenUnavailable: the old or the new provider does not open.
@@ -50,7 +55,18 @@ def rekey(
     root_key = root.unlock(config, ask=ask)
     details = {"act": "rekey", "to": type(to).__name__}
     with parts.kernel.monitor.act(who, Action.MANAGE_VAULT, _home(parts), details=details):
-        root.write(config.home, to, root_key)
+        is_new = isinstance(to, KeyFile) and not to.path.exists()
+        try:
+            root.write(config.home, to, root_key)
+        except BaseException:
+            if isinstance(to, KeyFile) and is_new and way(config) != "key-file":
+                to.path.unlink(missing_ok=True)
+            raise
+
+
+def way(config: Config) -> str:
+    """Return what keeps the root key of a home that opens: key-file, passphrase or pkcs11."""
+    return str(json.loads((config.home / "root.json").read_bytes())["provider"])
 
 
 def versions(parts: Parts) -> list[dict[str, Any]]:

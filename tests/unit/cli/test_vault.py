@@ -110,6 +110,31 @@ def test_the_root_key_moves_from_file_to_passphrase_and_back(
     assert records(home, key_file=stick) == plain
 
 
+def test_a_move_that_fails_leaves_no_key_in_the_clear(
+    typed: Type, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "words").write_text("correct horse\n")
+    words = str(tmp_path / "words")
+    assert typed("vault", "rekey", "--to", "passphrase", "--passphrase-file", words).status == 0
+    monkeypatch.setenv("LLMOS_PASSPHRASE_FILE", words)
+    (home / "root.json.part").mkdir()  # in the way of the new root.json
+    refused = typed("vault", "rekey", "--to", "key-file")
+    assert refused.status == 12
+    assert "root.json.part" in refused.err
+    assert not (home / "root.key").exists()
+    (home / "root.json.part").rmdir()
+    assert typed("vault", "show").status == 0
+    # a key file that was there before is not removed, whatever happens
+    assert typed("vault", "rekey", "--to", "key-file").status == 0
+    (home / "root.json.part").mkdir()
+    assert typed("vault", "rekey", "--to", "key-file").status == 12
+    stick = str(tmp_path / "stick.key")
+    assert typed("vault", "rekey", "--to", "key-file", "--key-file", stick).status == 12
+    (home / "root.json.part").rmdir()
+    monkeypatch.delenv("LLMOS_PASSPHRASE_FILE")
+    assert typed("vault", "show").status == 0
+
+
 def test_a_new_passphrase_is_asked_for_at_a_terminal_only(
     typed: Type, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
