@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -117,12 +118,16 @@ def test_a_move_that_fails_leaves_no_key_in_the_clear(
     words = str(tmp_path / "words")
     assert typed("vault", "rekey", "--to", "passphrase", "--passphrase-file", words).status == 0
     monkeypatch.setenv("LLMOS_PASSPHRASE_FILE", words)
-    (home / "root.json.part").mkdir()  # in the way of the new root.json
-    refused = typed("vault", "rekey", "--to", "key-file")
+
+    def broken(_path: Path, _target: Path) -> Path:
+        raise OSError(errno.EIO, "Input/output error", "the disk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", broken)
+        refused = typed("vault", "rekey", "--to", "key-file")
     assert refused.status == 12
-    assert "root.json.part" in refused.err
-    assert not (home / "root.key").exists()
-    (home / "root.json.part").rmdir()
+    assert "the disk cannot be used" in refused.err
+    assert not list(home.glob("root.*[!n]")), "neither root.key nor root.json.part"
     assert typed("vault", "show").status == 0
     # a key file that was there before is not removed, whatever happens
     assert typed("vault", "rekey", "--to", "key-file").status == 0
