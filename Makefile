@@ -40,6 +40,7 @@ bench: $(VENV)/installed-dev     ## ratios against peers, side by side in one ru
 	$(PIP) -e '.[bench]'
 	$(BIN)/python benchmarks/dp_step.py --json benchmarks/results/dp_step.json
 	$(BIN)/python benchmarks/audit_log.py --json benchmarks/results/audit_log.json
+	$(BIN)/python benchmarks/vault.py --json benchmarks/results/vault.json
 
 nightly: $(VENV)/installed-dev   ## long experiments: the demo, leak table over three seeds, 20 kills
 	$(BIN)/llmos demo --json
@@ -61,4 +62,7 @@ $(VENV)/installed-demo: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e '.[dev]'
+	@command -v softhsm2-util >/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get install -qy softhsm2 >/dev/null 2>&1; } || \
+	  echo "llmos: hint: the PKCS#11 tests are skipped; on Debian: apt-get install softhsm2"
 	@touch $@

@@ -19,7 +19,8 @@ from pydantic_settings import (
 from llmos.errors import ConfigError
 
 DEFAULT_HOME: Final = Path("~/.llmos")
-_NOT_IN_FILE: Final = frozenset({"home", "passphrase"})
+# A secret beside what it opens protects nothing; a module that is named there would be run.
+_NOT_IN_FILE: Final = frozenset({"home", "passphrase", "pkcs11_module"})
 
 
 class Device(StrEnum):
@@ -49,6 +50,8 @@ class Config(BaseSettings):
     passphrase_file: Path | None = Field(
         None, description="file whose first line is the passphrase"
     )
+    pkcs11_module: Path | None = Field(None, description="library that reaches a hardware token")
+    pkcs11_pin_file: Path | None = Field(None, description="file whose first line is its PIN")
     cache: Path = Field(
         Path("~/.cache/llmos"), description="verified downloads of public files, shared by homes"
     )
@@ -83,7 +86,7 @@ class Config(BaseSettings):
         if misplaced := _NOT_IN_FILE & toml().keys():
             raise ConfigError(
                 f"{home / 'llmos.toml'} must not hold {min(misplaced)}",
-                hint="set it in the environment; a passphrase beside its home protects nothing",
+                hint="set it in the environment; whoever can write to the home could change it",
             )
         return (init_settings, env_settings, toml)
 

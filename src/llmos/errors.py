@@ -2,8 +2,8 @@
 
 LlmosError
   ConfigError
-  AccessError:     AuthenticationError, WrongPassphrase, UnsafeKeyFile, PermissionDenied,
-                   PolicyError, UnknownPrincipal, PrincipalExists, UnknownKey,
+  AccessError:     AuthenticationError, WrongPassphrase, TokenUnavailable, UnsafeKeyFile,
+                   PermissionDenied, PolicyError, UnknownPrincipal, PrincipalExists, UnknownKey,
                    UnknownApproval, ApprovalConflict, UnknownPartner, PartnerExists
   BudgetError:     InvalidPrivacyParameter, BudgetExceeded, UnaccountableMechanism, LedgerConflict
   DataError:       MalformedRecord, UnknownDataset, DatasetExists
@@ -58,7 +58,11 @@ class AuthenticationError(AccessError):
 
 
 class WrongPassphrase(AuthenticationError):
-    """The passphrase or key file does not open this home."""
+    """The passphrase, PIN or key file does not open this home."""
+
+
+class TokenUnavailable(AuthenticationError):
+    """The PKCS#11 module, token or key that opens this home is not there or does not work."""
 
 
 class UnsafeKeyFile(AccessError):

@@ -21,10 +21,12 @@ from llmos.kernel.identity import IssuedKey, Principal, Role
 from llmos.kernel.jobs import Job, JobState
 from llmos.kernel.kernel import Kernel
 from llmos.kernel.policy import Action, Resource
+from llmos.kernel.root import Ask
 from llmos.models.registry import ModelEntry, Registry
 from llmos.workflows.parts import Parts
 
 if TYPE_CHECKING:
+    from llmos.crypto.root_keys import RootKeyProvider
     from llmos.kernel.approvals import Approval
     from llmos.workflows.cosign import Cosigning
     from llmos.workflows.measure import Measured
@@ -34,18 +36,16 @@ if TYPE_CHECKING:
     from llmos.workflows.training_view import OnStep
     from llmos.workflows.what_if import WhatIf
 
-PASSPHRASE = Callable[[], str]
 
-
-def boot(config: Config, *, ask_passphrase: PASSPHRASE | None = None) -> System:
+def boot(config: Config, *, ask: Ask | None = None) -> System:
     """Open a home and join its parts.
 
     Raises:
         HomeMissing: there is no home.
-        WrongPassphrase: the root key cannot be opened.
+        WrongPassphrase, TokenUnavailable: the root key cannot be had.
         TamperedLog: the log does not agree with its checkpoint.
     """
-    return _system(kernels.open_kernel(config, ask_passphrase=ask_passphrase))
+    return _system(kernels.open_kernel(config, ask=ask))
 
 
 def create(home: str | Path, *, passphrase: str | None = None, **settings: Any) -> System:  # noqa: ANN401
@@ -401,6 +401,24 @@ class System:
             return self.kernel.identity.add_principal(
                 conn, name, frozenset(Role(role) for role in roles)
             )
+
+    def rotate_vault(self) -> dict[str, int]:
+        """Give the tenant a new key, wrap every object's key under it, destroy the old one."""
+        from llmos.workflows import vault
+
+        return vault.rotate(self.who, self.parts)
+
+    def rekey_vault(self, to: RootKeyProvider, *, ask: Ask | None = None) -> None:
+        """Change how the root key is kept; the root key and all that it opens stay."""
+        from llmos.workflows import vault
+
+        vault.rekey(to, self.who, self.parts, ask=ask)
+
+    def vault_overview(self) -> list[dict[str, Any]]:
+        """Return a line for each version of a tenant's key, oldest first."""
+        from llmos.workflows import vault
+
+        return vault.versions(self.parts)
 
     def read_log(self, *, after: int = -1, limit: int = 50) -> list[tuple[int, dict[str, Any]]]:
         """Return entries of the audit log with their indices."""

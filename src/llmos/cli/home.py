@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import click
 
-from llmos.cli.session import Session, json_option, print_fields, print_json, with_session
-from llmos.errors import ConfigError
+from llmos.cli.session import (
+    Session,
+    ask_new_passphrase,
+    ask_secret,
+    json_option,
+    print_fields,
+    print_json,
+    with_session,
+)
 
 
 @click.command()
@@ -18,25 +25,52 @@ from llmos.errors import ConfigError
 @click.option(
     "--key-file", type=click.Path(), help="Keep the root key in this file, outside the home."
 )
+@click.option(
+    "--pkcs11",
+    "module",
+    type=click.Path(),
+    help="Wrap the root key in a hardware token that this PKCS#11 library reaches.",
+)
+@click.option("--token", help="The label of that token.")
 @json_option
 @with_session
-def init(session: Session, use_passphrase: bool, key_file: str | None, as_json: bool) -> None:
+def init(
+    session: Session,
+    use_passphrase: bool,
+    key_file: str | None,
+    module: str | None,
+    token: str | None,
+    as_json: bool,
+) -> None:
     """Make a home: root key, signing keys, databases, policies, first administrator.
 
     Without options the root key lies in the home as root.key (mode 0600): whoever can read the
-    home can open it. Use --key-file or --passphrase where that is not enough.
+    home can open it. Use --key-file, --passphrase or --pkcs11 where that is not enough. The PIN of
+    a token is asked for, or read from LLMOS_PKCS11_PIN_FILE.
     """
     from llmos.config import load
-    from llmos.kernel import kernel
+    from llmos.crypto.root_keys import Passphrase, RootKeyProvider
+    from llmos.kernel import kernel, root
 
-    config = load(home=session.home, key_file=key_file)
-    passphrase = _new_passphrase(session) if use_passphrase else None
-    made = kernel.create(config, passphrase=passphrase)
+    if (module is None) != (token is None):
+        raise click.UsageError("--pkcs11 and --token go together")
+    if sum((use_passphrase, key_file is not None, module is not None)) > 1:
+        raise click.UsageError("choose one of --passphrase, --key-file and --pkcs11")
+    config = load(home=session.home, key_file=key_file, pkcs11_module=module)
+    provider: RootKeyProvider | None = None
+    kept = str(config.key_file or config.home / "root.key")
+    if use_passphrase:
+        provider = Passphrase(root.secret(config, "passphrase", ask_new_passphrase))
+        kept = "passphrase"
+    elif token is not None:
+        provider = root.token(config, token, ask_secret)
+        kept = f"token {token}; LLMOS_PKCS11_MODULE={config.pkcs11_module} opens it"
+    made = kernel.create(config, provider=provider)
     facts = {
         "home": str(config.home),
         "administrator": config.principal,
         "public keys": str(config.home / "home.pub"),
-        "root key": "passphrase" if use_passphrase else str(key_file or config.home / "root.key"),
+        "root key": kept,
     }
     if as_json:
         print_json({**facts, "home_id": made.home_id})
@@ -44,18 +78,6 @@ def init(session: Session, use_passphrase: bool, key_file: str | None, as_json: 
     click.echo("A new home:")
     print_fields(facts)
     click.echo("\nNext: llmos model pull smollm2-135m")
-
-
-def _new_passphrase(session: Session) -> str:
-    config = session.config()
-    if config.passphrase is not None:
-        return config.passphrase.get_secret_value()
-    if config.passphrase_file is not None:
-        try:
-            return config.passphrase_file.read_text().splitlines()[0]
-        except (OSError, ValueError, IndexError) as error:
-            raise ConfigError(f"{config.passphrase_file} holds no passphrase") from error
-    return str(click.prompt("New passphrase", hide_input=True, confirmation_prompt=True))
 
 
 @click.command()

@@ -31,6 +31,7 @@ NOUNS: Final[dict[str, tuple[str, str]]] = {
     "serve": ("serve", "Serve models through an OpenAI-compatible API."),
     "key": ("key", "Make, list and revoke API keys."),
     "user": ("user", "Add and list the people and programs of this home."),
+    "vault": ("vault", "Show and rotate the vault's keys; change how the root key is kept."),
     "policy": ("policy", "Show, check and test the access policies."),
     "log": ("log", "Show, verify, prove, export, inspect and witness the audit log."),
 }

@@ -35,18 +35,18 @@ class Session:
         let_threads_sleep()
         return load(home=self.home, device=self.device)
 
-    def system(self) -> System:
-        """Open the home, asking for its passphrase when it has one and a person is there."""
+    def system(self, ask: Callable[[str], str] | None = None) -> System:
+        """Open the home, asking for its passphrase or PIN when it has one and a person is there."""
         if self.opened is None:
             config = self.config()  # before PyTorch is loaded
             from llmos.system import boot
 
-            self.opened = boot(config, ask_passphrase=ask_passphrase)
+            self.opened = boot(config, ask=ask or ask_secret)
         return self.opened
 
 
-def ask_passphrase() -> str:
-    """Ask a person at a terminal; nothing is echoed.
+def ask_secret(what: str) -> str:
+    """Ask a person at a terminal for a passphrase or a PIN; nothing is echoed.
 
     Raises:
         WrongPassphrase: there is no terminal.
@@ -55,10 +55,27 @@ def ask_passphrase() -> str:
         from llmos.errors import WrongPassphrase
 
         raise WrongPassphrase(
-            "this home is opened by a passphrase and there is no terminal to ask for it",
-            hint="set LLMOS_PASSPHRASE_FILE to a file that holds it",
+            f"a {what} opens this home and there is no terminal to ask for it",
+            hint=f"set LLMOS_{'PKCS11_PIN' if what == 'PIN' else 'PASSPHRASE'}_FILE to a file "
+            "that holds it",
         )
-    return str(click.prompt("Passphrase", hide_input=True))
+    return str(click.prompt(what[0].upper() + what[1:], hide_input=True))
+
+
+def ask_new_passphrase(_what: str = "passphrase") -> str:
+    """Ask for a passphrase that does not exist yet, twice; nothing is echoed.
+
+    Raises:
+        WrongPassphrase: there is no terminal.
+    """
+    if not sys.stdin.isatty():
+        from llmos.errors import WrongPassphrase
+
+        raise WrongPassphrase(
+            "there is no terminal to ask for the new passphrase",
+            hint="name a file whose first line holds it",
+        )
+    return str(click.prompt("New passphrase", hide_input=True, confirmation_prompt=True))
 
 
 def json_option(function: F) -> F:

@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import errno
-import json
-import os
 import secrets
 import shutil
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import rfc8785
 from sqlalchemy import MetaData, insert, select
 
 from llmos.config import Config
 from llmos.crypto import keys
 from llmos.crypto.notes import NoteKey
-from llmos.errors import (
-    ConfigError,
-    HomeExists,
-    HomeMissing,
-    IntegrityError,
-    StorageError,
-    TamperedObject,
-    WrongPassphrase,
-)
-from llmos.kernel import schema
+from llmos.crypto.root_keys import KeyFile, Passphrase, RootKeyProvider
+from llmos.errors import HomeExists, IntegrityError, StorageError, TamperedObject, WrongPassphrase
+from llmos.kernel import root, schema
 from llmos.kernel.approvals import Approvals
 from llmos.kernel.auditlog import AuditLog
 from llmos.kernel.budget import Budget
@@ -42,7 +31,6 @@ from llmos.kernel.vault import Vault
 _CERTIFICATE_KEY: Final = "certificate-key"
 _LOG_KEY: Final = "log-key"
 _PEPPER: Final = "api-key-pepper"
-_ROOT_DESCRIPTION: Final = "root.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +61,7 @@ class Kernel:
         """
         if self.config.api_key_file is None:
             return self.identity.principal(self.config.principal)
-        return self.identity.authenticate(_first_line(self.config.api_key_file, "API key"))
+        return self.identity.authenticate(root.first_line(self.config.api_key_file, "API key"))
 
     @property
     def public_keys(self) -> str:
@@ -81,10 +69,13 @@ class Kernel:
         return f"{self.certificate_key.vkey}\n{self.auditlog.key.vkey}\n"
 
 
-def create(config: Config, *, passphrase: str | None = None) -> Kernel:
+def create(
+    config: Config, *, passphrase: str | None = None, provider: RootKeyProvider | None = None
+) -> Kernel:
     """Make a new home: root key, signing keys, databases, policies and the first administrator.
 
-    The home appears whole or not at all: it is built beside its place and renamed into it.
+    The home appears whole or not at all: it is built beside its place and renamed into it. The root
+    key is kept by `provider`, else under the passphrase, else in a key file.
 
     Raises:
         HomeExists: there is a home, or another non-empty folder, at this place.
@@ -99,8 +90,15 @@ def create(config: Config, *, passphrase: str | None = None) -> Kernel:
         with ExitStack() as undo:
             building.mkdir(mode=0o700, parents=True)
             undo.callback(shutil.rmtree, building)
-            root_key = _make_root(building, config, passphrase, undo)
-            _build(config.model_copy(update={"home": building}), root_key)
+            inside, root_key = config.model_copy(update={"home": building}), keys.generate_key()
+            if provider is None:
+                provider = root.key_file(inside) if passphrase is None else Passphrase(passphrase)
+            if isinstance(provider, KeyFile) and provider.path.exists():
+                root_key = provider.open({})
+            elif isinstance(provider, KeyFile):
+                undo.callback(provider.path.unlink, missing_ok=True)
+            root.write(building, provider, root_key)
+            _build(inside, root_key)
             building.rename(place)
             undo.pop_all()  # the home is there
         keys.sync_directory(place.parent)
@@ -108,24 +106,24 @@ def create(config: Config, *, passphrase: str | None = None) -> Kernel:
         if error.errno in {errno.ENOTEMPTY, errno.EEXIST}:
             raise _home_exists(config.home) from error
         raise StorageError.of(error, f"the home {config.home}") from error
-    return open_kernel(config, passphrase=passphrase)
+    return _opened(config, root_key)
 
 
 def open_kernel(
-    config: Config,
-    *,
-    passphrase: str | None = None,
-    ask_passphrase: Callable[[], str] | None = None,
+    config: Config, *, passphrase: str | None = None, ask: root.Ask | None = None
 ) -> Kernel:
     """Open a home and check its log before anything else is done with it.
 
     Raises:
         HomeMissing: there is no home at this place.
-        WrongPassphrase: the key file or passphrase does not open it.
+        WrongPassphrase, TokenUnavailable: the root key cannot be had.
         TamperedLog: the log's newest checkpoint and its rows do not agree.
         IntegrityError: root.json or another part of the home is not what was written.
     """
-    root_key = _root_key(config, passphrase, ask_passphrase)
+    return _opened(config, root.unlock(config, passphrase=passphrase, ask=ask))
+
+
+def _opened(config: Config, root_key: bytes) -> Kernel:
     with ExitStack() as opened:
         kernel = _assemble(config, _open_stores(config, opened), root_key)
         kernel.auditlog.check()
@@ -139,13 +137,14 @@ def _build(config: Config, root_key: bytes) -> None:
     for folder in ("objects", "models", "reports", "run", "policy"):
         (home / folder).mkdir(mode=0o700)
     for policy in DEFAULTS.iterdir():
-        _write(home / "policy" / policy.name, policy.read_bytes())
+        keys.write_private(home / "policy" / policy.name, policy.read_bytes())
     home_id = secrets.token_hex(8)
     with ExitStack() as opened:
         store, keys_store = _open_stores(config, opened)
         vault = Vault(home, keys_store, root_key)
         for name in (_CERTIFICATE_KEY, _LOG_KEY, _PEPPER):
             vault.seal_secret(name, secrets.token_bytes(keys.KEY_BYTES))
+        vault.keyring.begin()
         with store.transaction() as conn:
             conn.execute(insert(schema.settings).values(name="home_id", value=home_id))
         kernel = _assemble(config, (store, keys_store), root_key)
@@ -153,21 +152,10 @@ def _build(config: Config, root_key: bytes) -> None:
             admin = kernel.identity.add_principal(
                 conn, config.principal, frozenset({Role.ADMINISTRATOR})
             )
-            kernel.auditlog.append(
-                conn,
-                {
-                    "v": 1,
-                    "at": now(),
-                    "actor": admin.name,
-                    "action": "init",
-                    "resource": f"Home::{home_id}",
-                    "outcome": "done",
-                    "details": {"public_keys": kernel.public_keys},
-                },
-            )
-        _write(home / "home.pub", kernel.public_keys.encode())
-    for folder in ("policy", "."):
-        keys.sync_directory(home / folder)
+            entry = {"v": 1, "at": now(), "actor": admin.name, "action": "init", "outcome": "done"}
+            made = {"resource": f"Home::{home_id}", "details": {"public_keys": kernel.public_keys}}
+            kernel.auditlog.append(conn, {**entry, **made})
+        keys.write_private(home / "home.pub", kernel.public_keys.encode())
 
 
 def _assemble(config: Config, stores: tuple[Store, Store], root_key: bytes) -> Kernel:
@@ -219,88 +207,8 @@ def _open_stores(config: Config, opened: ExitStack) -> tuple[Store, Store]:
     return open_store("kernel.db", schema.KERNEL), open_store("keys.db", schema.KEYS)
 
 
-def _make_root(building: Path, config: Config, passphrase: str | None, undo: ExitStack) -> bytes:
-    """Make the root key and write how it is opened: by a passphrase, or from a key file."""
-    description: dict[str, Any] = {"v": 1, "provider": "key-file"}
-    if passphrase is not None:
-        root_key = keys.generate_key()
-        description["provider"] = "passphrase"
-        description["sealed"] = keys.seal_with_passphrase(root_key, passphrase)
-    elif config.key_file is None:
-        root_key = keys.create_key_file(building / "root.key")
-    elif config.key_file.exists():
-        root_key = keys.read_key_file(config.key_file)
-    else:
-        root_key = keys.create_key_file(config.key_file)
-        undo.callback(config.key_file.unlink)
-    _write(building / _ROOT_DESCRIPTION, rfc8785.dumps(description))
-    return root_key
-
-
-def _root_key(
-    config: Config, passphrase: str | None, ask_passphrase: Callable[[], str] | None
-) -> bytes:
-    sealed = _sealed_root_key(config.home)
-    if sealed is None:
-        return keys.read_key_file(config.key_file or config.home / "root.key")
-    if passphrase is None:
-        passphrase = _configured_passphrase(config)
-    if passphrase is None and ask_passphrase is not None:
-        passphrase = ask_passphrase()
-    if passphrase is None:
-        raise WrongPassphrase(
-            "this home is opened by a passphrase and none was given",
-            hint="set LLMOS_PASSPHRASE_FILE to a file that holds it, or run in a terminal",
-        )
-    return keys.open_with_passphrase(sealed, passphrase)
-
-
-def _sealed_root_key(home: Path) -> dict[str, object] | None:
-    """Read root.json: the root key as a passphrase sealed it, or None where a key file has it."""
-    path = home / _ROOT_DESCRIPTION
-    try:
-        description = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise HomeMissing(
-            f"there is no home at {home}", hint=f"make one: llmos --home {home} init"
-        ) from error
-    except OSError as error:
-        raise StorageError.of(error, str(path)) from error
-    except ValueError:
-        description = None
-    match description:
-        case {"v": 1, "provider": "key-file"}:
-            return None
-        case {"v": 1, "provider": "passphrase", "sealed": dict(sealed)}:
-            return sealed
-    raise IntegrityError(f"{path} is damaged", hint="restore it from a backup")
-
-
-def _configured_passphrase(config: Config) -> str | None:
-    if config.passphrase is not None:
-        return config.passphrase.get_secret_value()
-    if config.passphrase_file is None:
-        return None
-    return _first_line(config.passphrase_file, "passphrase")
-
-
-def _first_line(path: Path, what: str) -> str:
-    try:
-        return path.read_text().splitlines()[0]
-    except (OSError, ValueError, IndexError) as error:
-        raise ConfigError(f"{path} holds no {what}") from error
-
-
 def _home_exists(home: Path) -> HomeExists:
     return HomeExists(
         f"{home} exists and is not empty",
         hint="choose another place with --home, or use the home that is there",
     )
-
-
-def _write(path: Path, content: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

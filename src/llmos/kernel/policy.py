@@ -48,6 +48,7 @@ class Action(StrEnum):
     MANAGE_KEYS = "manage-keys"
     MANAGE_BUDGET = "manage-budget"
     MANAGE_JOBS = "manage-jobs"
+    MANAGE_VAULT = "manage-vault"
     READ_LOG = "read-log"
     PLAN = "plan"
     SERVE = "serve"

@@ -9,6 +9,8 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     ForeignKey,
+    ForeignKeyConstraint,
+    Index,
     Integer,
     LargeBinary,
     MetaData,
@@ -229,20 +231,33 @@ log_cosignatures = Table(
     Column("line", Text, nullable=False),  # C2SP tlog-cosignature
 )
 
+tenant_keys = Table(
+    "tenant_keys",
+    KEYS,
+    Column("tenant", Text, primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("wrapped_key", LargeBinary),  # NULL: destroyed, or version 0, which the root key gives
+    Column("created_at", Text, nullable=False),
+    Column("retired_at", Text),
+)
+
 object_keys = Table(
     "object_keys",
     KEYS,
     Column("object_id", Text, primary_key=True),
     Column("kind", Text, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("key_version", Integer, nullable=False),
     Column("wrapped_key", LargeBinary, nullable=False),  # nonce 12 | AES-256-GCM of the 32-byte key
     Column("created_at", Text, nullable=False),
+    ForeignKeyConstraint(["tenant", "key_version"], [tenant_keys.c.tenant, tenant_keys.c.version]),
+    Index("object_keys_of_version", "tenant", "key_version"),
 )
 
 sealed_secrets = Table(
     "sealed_secrets",
     KEYS,
     Column("name", Text, primary_key=True),
-    Column(
-        "sealed", LargeBinary, nullable=False
-    ),  # nonce 12 | AES-256-GCM under a key derived from the root
+    # nonce 12 | AES-256-GCM under a key derived from the root key
+    Column("sealed", LargeBinary, nullable=False),
 )

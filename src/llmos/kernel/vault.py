@@ -21,6 +21,7 @@ from sqlalchemy import Select, delete, insert, select
 
 from llmos.crypto import encryption, keys
 from llmos.errors import PermissionDenied, StorageError, TamperedObject
+from llmos.kernel.keyring import Keyring
 from llmos.kernel.schema import object_keys, sealed_secrets
 from llmos.kernel.store import Store, now
 
@@ -44,7 +45,7 @@ class Vault:
         """Derive the wrapping keys; the root key itself is not kept."""
         self._objects = home / "objects"
         self._store = keys_store
-        self._object_kek = keys.derive(root_key, "llmos/vault/object-keys/v1")
+        self.keyring = Keyring(keys_store, root_key)
         self._secret_kek = keys.derive(root_key, "llmos/vault/secrets/v1")
 
     def seal_secret(self, name: str, secret: bytes) -> None:
@@ -93,8 +94,8 @@ class Vault:
                     insert(object_keys).values(
                         object_id=object_id,
                         kind=kind,
-                        wrapped_key=keys.wrap(self._object_kek, key, context),
                         created_at=now(),
+                        **self.keyring.wrap(conn, object_id, kind, key),
                     )
                 )
         except BaseException as error:
@@ -186,15 +187,7 @@ class Vault:
         if not grant.permits(object_id):
             raise PermissionDenied("this grant", "open", f"object {object_id}")
         with self._store.read() as conn:
-            wrapped = conn.execute(
-                select(object_keys.c.wrapped_key).where(object_keys.c.object_id == object_id)
-            ).scalar_one_or_none()
-        if wrapped is None:
-            raise StorageError(
-                f"there is no object {object_id}", hint="it was deleted, or keys.db is older"
-            )
-        context = _context(object_id, kind)
-        return keys.unwrap(self._object_kek, wrapped, context), context
+            return self.keyring.unwrap(conn, object_id, kind), _context(object_id, kind)
 
     def _ciphertext(self, object_id: str) -> BinaryIO:
         path = self._path(object_id)
@@ -218,7 +211,7 @@ def _partial(path: Path) -> Path:
 
 
 def _context(object_id: str, kind: str) -> bytes:
-    """Return what binds key and ciphertext to this object and kind, so that none can be swapped."""
+    """Return what binds a ciphertext to this object and kind, so that none can be swapped."""
     return f"{object_id}|{kind}".encode()
 
 

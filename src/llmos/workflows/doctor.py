@@ -15,6 +15,7 @@ from llmos.config import Config
 from llmos.errors import LlmosError
 from llmos.kernel import kernel as kernels
 from llmos.models.loading import resolve_device
+from llmos.workflows import vault
 
 _ENOUGH_DISK_BYTES: Final = 2 << 30
 _ENOUGH_MEMORY_BYTES: Final = 4 << 30
@@ -82,6 +83,9 @@ def _home(config: Config) -> tuple[bool, str]:
     if config.home.stat().st_mode & 0o077:
         return False, f"{config.home} can be entered by other users: chmod 700 {config.home}"
     kernel = kernels.open_kernel(config)
+    kept = vault.way(config)
+    if kept != "key-file" and (stray := config.home / "root.key").exists():
+        return False, f"{stray} lies in a home that a {kept} opens: llmos vault rekey --to {kept}"
     entries = kernel.auditlog.verify().size
     for pool in kernel.budget.pools():
         if kernel.budget.recompute(pool.id) != pool.balance:

@@ -13,7 +13,8 @@ from tests.homes import close
 import llmos
 from llmos.cli.session import (
     Session,
-    ask_passphrase,
+    ask_new_passphrase,
+    ask_secret,
     console,
     device_option,
     print_fields,
@@ -72,8 +73,13 @@ def test_the_device_flag_overrides_the_configured_device(monkeypatch: pytest.Mon
 def test_without_a_terminal_no_passphrase_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("from a pipe\n"))
     with pytest.raises(WrongPassphrase, match="no terminal") as refused:
-        ask_passphrase()
+        ask_secret("passphrase")
     assert "LLMOS_PASSPHRASE_FILE" in refused.value.hint
+    with pytest.raises(WrongPassphrase, match="no terminal") as refused:
+        ask_secret("PIN")
+    assert "LLMOS_PKCS11_PIN_FILE" in refused.value.hint
+    with pytest.raises(WrongPassphrase, match="no terminal"):
+        ask_new_passphrase()
 
 
 def test_at_a_terminal_the_passphrase_is_asked_for_without_echo(
@@ -81,7 +87,8 @@ def test_at_a_terminal_the_passphrase_is_asked_for_without_echo(
 ) -> None:
     monkeypatch.setattr("sys.stdin", Terminal())
     monkeypatch.setattr("click.termui.hidden_prompt_func", lambda _prompt: "correct horse")
-    assert ask_passphrase() == "correct horse"
+    assert ask_secret("PIN") == "correct horse"
+    assert ask_new_passphrase() == "correct horse"
     assert "correct horse" not in "".join(capsys.readouterr())
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from llmos.config import Config, load
 from llmos.crypto.notes import Verifier
+from llmos.crypto.root_keys import Argon2Cost, Passphrase
 from llmos.errors import (
     ConfigError,
     HomeExists,
@@ -385,8 +386,16 @@ def test_a_passphrase_opens_its_home(copied_sealed: Config, closing_later: Opene
         open_kernel(config, passphrase="wrong horse")
 
 
+def test_a_home_can_be_made_with_any_provider(config: Config, closing_later: Opener) -> None:
+    cheap = Passphrase(PASSPHRASE, Argon2Cost(memory_kib=32, passes=1, lanes=1))
+    made = closing_later(create(config, provider=cheap))
+    assert not (config.home / "root.key").exists()
+    opened = closing_later(open_kernel(config, passphrase=PASSPHRASE))
+    assert opened.public_keys == made.public_keys
+
+
 def test_without_a_passphrase_its_home_stays_closed(copied_sealed: Config) -> None:
-    refused = refuse_to_open(copied_sealed, WrongPassphrase, "none was given")
+    refused = refuse_to_open(copied_sealed, WrongPassphrase, "no passphrase was given")
     assert "LLMOS_PASSPHRASE_FILE" in refused.hint
 
 
@@ -395,15 +404,15 @@ def test_a_person_is_asked_only_when_nothing_else_gives_the_passphrase(
 ) -> None:
     asked: list[str] = []
 
-    def ask() -> str:
-        asked.append("once")
+    def ask(what: str) -> str:
+        asked.append(what)
         return PASSPHRASE
 
-    closing_later(open_kernel(copied_sealed, ask_passphrase=ask))
-    assert asked == ["once"]
+    closing_later(open_kernel(copied_sealed, ask=ask))
+    assert asked == ["passphrase"]
     monkeypatch.setenv("LLMOS_PASSPHRASE", PASSPHRASE)
-    closing_later(open_kernel(load(home=copied_sealed.home), ask_passphrase=ask))
-    assert asked == ["once"]
+    closing_later(open_kernel(load(home=copied_sealed.home), ask=ask))
+    assert asked == ["passphrase"]
 
 
 def test_the_passphrase_can_be_the_first_line_of_a_file(

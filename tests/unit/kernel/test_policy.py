@@ -43,6 +43,7 @@ SUBJECT = {
     Action.MANAGE_KEYS: HOME,
     Action.MANAGE_BUDGET: SENSITIVE,
     Action.MANAGE_JOBS: HOME,
+    Action.MANAGE_VAULT: HOME,
     Action.READ_LOG: HOME,
     Action.PLAN: SENSITIVE,
     Action.SERVE: HOME,
