@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Event
@@ -261,7 +261,7 @@ class System:
         people = {"proposer": names[approval.proposer]}
         if approval.decider is not None:
             people["decider"] = names[approval.decider]
-        return approval.to_dict() | people
+        return asdict(approval) | people
 
     def what_if(self, dataset: str, **job: Any) -> WhatIf:  # noqa: ANN401 - see the workflow
         """Price a training without reserving anything; takes the arguments of `what_if.run`."""

@@ -99,7 +99,7 @@ def raise_(session: Session, pool_id: str, epsilon: float, reason: str, as_json:
     """Propose a larger budget; nothing changes before another person approves it."""
     asked = session.system().propose_raise(pool_id, epsilon=epsilon, reason=reason)
     if as_json:
-        print_json(asked.to_dict())
+        print_json(asdict(asked))
         return
     click.echo(f"{asked.id}: {pool_id} to epsilon {epsilon:g}; waits for someone else's decision")
     click.echo(f"Next, as another person: llmos approval approve {asked.id}")

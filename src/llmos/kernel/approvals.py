@@ -52,10 +52,6 @@ class Approval:
     decided_at: str | None
     record: dict[str, Any] | None  # DSSE envelope
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the approval as JSON values."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
 class Approvals:
@@ -120,8 +116,7 @@ class Approvals:
             )
         state = ApprovalState.APPROVED if approve else ApprovalState.REFUSED
         decided = {"state": str(state), "decider": who.id, "decided_at": now()}
-        statement = {name: value for name, value in asdict(asked).items() if name != "record"}
-        payload = rfc8785.dumps({**statement, **decided, "decider_key": who.key_id})
+        payload = rfc8785.dumps(asdict(asked) | decided | {"decider_key": who.key_id})
         record = rfc8785.dumps(dsse.sign(payload, RECORD_TYPE, self.key)).decode()
         conn.execute(
             update(approvals).where(approvals.c.id == approval_id).values(**decided, record=record)

@@ -257,9 +257,8 @@ def _check_subject(pools: tuple[PoolState, ...], fingerprint: str, unit_column: 
     """Refuse to charge pools for other data, another unit or another adjacency than their own."""
     own = pools[0]
     kept = [("data", own.fingerprint, fingerprint)]
-    for pool in pools:
-        kept.append(("unit", pool.total.unit.column, unit_column))
-        kept.append(("adjacency", pool.total.neighboring, Neighboring.ADD_OR_REMOVE_ONE))
+    kept += [("unit", pool.total.unit.column, unit_column) for pool in pools]
+    kept += [("adjacency", p.total.neighboring, Neighboring.ADD_OR_REMOVE_ONE) for p in pools]
     for name, ours, theirs in kept:
         if ours != theirs:
             raise UnaccountableMechanism(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -65,7 +65,7 @@ def test_one_asks_and_another_decides(
     assert decided.state is (ApprovalState.APPROVED if approve else ApprovalState.REFUSED)
     assert decided.decider == bob.id
     assert approvals.approvals() == (decided,)
-    assert json.loads(json.dumps(decided.to_dict()))["request"] == {"epsilon": 4.0}
+    assert json.loads(json.dumps(asdict(decided)))["request"] == {"epsilon": 4.0}
 
 
 def test_the_record_of_a_decision_is_signed_and_says_all(
