@@ -42,10 +42,11 @@ bench: $(VENV)/installed-dev     ## ratios against peers, side by side in one ru
 	$(BIN)/python benchmarks/audit_log.py --json benchmarks/results/audit_log.json
 	$(BIN)/python benchmarks/vault.py --json benchmarks/results/vault.json
 
-nightly: $(VENV)/installed-dev   ## long experiments: the demo, leak table over three seeds, 20 kills
+nightly: $(VENV)/installed-dev   ## long experiments: the demo, leak table over three seeds, 20 kills, contention
 	$(BIN)/llmos demo --json
 	$(BIN)/python benchmarks/leak_table.py --json benchmarks/results/leak_table.json
 	$(BIN)/python benchmarks/kill_training.py --json benchmarks/results/kill_training.json
+	$(BIN)/python benchmarks/budget.py --json benchmarks/results/budget.json
 
 clean:           ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.json

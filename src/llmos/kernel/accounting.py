@@ -29,30 +29,6 @@ GREATEST_ORDER: Final = 256.0
 _QUICK_ORDERS: Final = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256)
 LEAST_NOISE: Final = 1e-6  # below it the arithmetic overflows; the divergence is above 1e12
 
-THEOREMS: Final = {
-    "pld": (
-        "epsilon of one mechanism planned in advance: privacy loss distribution, rounded "
-        "pessimistically (Koskela, Jalko, Honkela 2020, arXiv:1906.03049; Doroshenko et al. 2022, "
-        "arXiv:2207.04380)"
-    ),
-    "renyi": (
-        "Renyi divergence of the Poisson-sampled Gaussian mechanism under add-or-remove-one: "
-        "Mironov 2017, arXiv:1702.07476; Mironov, Talwar, Zhang 2019, arXiv:1908.10530, section 3.3"
-    ),
-    "conversion": (
-        "Renyi divergence to (epsilon, delta): Canonne, Kamath, Steinke 2020, arXiv:2004.00010, "
-        "Proposition 12"
-    ),
-    "filter": (
-        "jobs chosen after earlier results were seen: privacy filter at one Renyi order fixed when "
-        "the pool is made (Feldman, Zrnic 2020, arXiv:2008.11193)"
-    ),
-    "concurrency": (
-        "jobs that run at the same time: a filter for fixed-order Renyi privacy also holds for "
-        "concurrent interactive mechanisms (Haney et al. 2023, arXiv:2309.05901)"
-    ),
-}
-
 
 @lru_cache(maxsize=4096)
 def epsilon(
@@ -64,7 +40,8 @@ def epsilon(
 
     The distribution is rounded to intervals of 1e-4, wider only where epsilon is above 10; rounding
     is pessimistic, so the result is an upper bound at every interval. Infinity is returned where
-    the Renyi bound is above 1e5. `THEOREMS["pld"]`.
+    the Renyi bound is above 1e5. Source:
+    Koskela, Jalko, Honkela 2020, arXiv:1906.03049; Doroshenko et al. 2022, arXiv:2207.04380.
 
     Raises:
         InvalidPrivacyParameter: delta is no probability.
@@ -80,7 +57,7 @@ def renyi(mechanism: Mechanism, order: float) -> float:
     """Return the Renyi divergence, in nats, at one order under add-or-remove-one.
 
     Composition adds, so the divergence of `steps` steps is that of one step times `steps`.
-    `THEOREMS["renyi"]`.
+    Source: Mironov, Talwar, Zhang 2019, arXiv:1908.10530, section 3.3.
 
     Raises:
         UnaccountableMechanism: the order is no integer from 2 to 256, where the closed form is
@@ -115,7 +92,7 @@ def fixed_order(epsilon: float, delta: float) -> float:
 def renyi_cap(epsilon: float, delta: float, order: float) -> float:
     """Return the largest total divergence, in nats, that still implies (epsilon, delta).
 
-    `THEOREMS["conversion"]`, solved for the divergence; zero or less means that the order cannot
+    Proposition 12 of arXiv:2004.00010, solved for it; zero or less means that the order cannot
     prove (epsilon, delta) for anything.
 
     Raises:
@@ -127,7 +104,7 @@ def renyi_cap(epsilon: float, delta: float, order: float) -> float:
 def renyi_to_epsilon(divergence: float, order: float, delta: float) -> float:
     """Return the epsilon, in nats, that a divergence at one order implies at `delta`.
 
-    `THEOREMS["conversion"]`; a divergence of zero is no loss at all.
+    Proposition 12 of arXiv:2004.00010; a divergence of zero is no loss at all.
 
     Raises:
         InvalidPrivacyParameter: delta is no probability.

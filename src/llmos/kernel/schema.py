@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
@@ -16,8 +16,39 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    TypeDecorator,
     text,
 )
+from sqlalchemy.types import TypeEngine
+
+from llmos.errors import IntegrityError
+
+
+class _Exact(TypeDecorator[Any]):
+    """Values of one type: SQLite returns whatever type it was made to hold."""
+
+    impl: TypeEngine[Any] | type[TypeEngine[Any]] = Text
+    cache_ok = True
+
+    def __init__(self, impl: TypeEngine[Any], kind: type) -> None:
+        """Store as `impl` and give back nothing but `kind`."""
+        super().__init__()
+        self.impl, self.kind = impl, kind
+
+    def process_result_value(self, value: Any, dialect: object) -> Any:  # noqa: ANN401, ARG002
+        """Return the value as it was read.
+
+        Raises:
+            IntegrityError: it has another type.
+        """
+        if value is not None and type(value) is not self.kind:
+            raise IntegrityError("a database holds a value of a type that was never written")
+        return value
+
+
+STR: Final = _Exact(Text(), str)
+BLOB: Final = _Exact(LargeBinary(), bytes)
+INT: Final = _Exact(BigInteger(), int)
 
 KERNEL: Final = MetaData()
 KEYS: Final = MetaData()
@@ -27,86 +58,86 @@ KEYS: Final = MetaData()
 settings = Table(
     "settings",
     KERNEL,
-    Column("name", Text, primary_key=True),
-    Column("value", Text, nullable=False),
+    Column("name", STR, primary_key=True),
+    Column("value", STR, nullable=False),
 )
 
 principals = Table(
     "principals",
     KERNEL,
-    Column("id", Text, primary_key=True),
-    Column("name", Text, nullable=False, unique=True),
-    Column("roles", Text, nullable=False),  # JSON list of role names
-    Column("created_at", Text, nullable=False),
-    Column("disabled_at", Text),
+    Column("id", STR, primary_key=True),
+    Column("name", STR, nullable=False, unique=True),
+    Column("roles", STR, nullable=False),  # JSON list of role names
+    Column("created_at", STR, nullable=False),
+    Column("disabled_at", STR),
 )
 
 api_keys = Table(
     "api_keys",
     KERNEL,
-    Column("id", Text, primary_key=True),
-    Column("principal_id", Text, ForeignKey("principals.id"), nullable=False),
-    Column("label", Text, nullable=False),
-    Column("secret_hmac", LargeBinary, nullable=False),  # HMAC-SHA256 under the vault's pepper
-    Column("models", Text, nullable=False),  # JSON list of model names, "*" for every model
-    Column("created_at", Text, nullable=False),
-    Column("expires_at", Text),
-    Column("revoked_at", Text),
+    Column("id", STR, primary_key=True),
+    Column("principal_id", STR, ForeignKey("principals.id"), nullable=False),
+    Column("label", STR, nullable=False),
+    Column("secret_hmac", BLOB, nullable=False),  # HMAC-SHA256 under the vault's pepper
+    Column("models", STR, nullable=False),  # JSON list of model names, "*" for every model
+    Column("created_at", STR, nullable=False),
+    Column("expires_at", STR),
+    Column("revoked_at", STR),
 )
 
 datasets = Table(
     "datasets",
     KERNEL,
-    Column("name", Text, primary_key=True),
-    Column("classification", Text, nullable=False),
-    Column("purposes", Text, nullable=False),  # JSON list
-    Column("unit_column", Text, nullable=False),
-    Column("object_id", Text, nullable=False),  # records, in the vault
-    Column("fingerprint", Text, nullable=False),  # SHA-256 of the stored plaintext, hex
-    Column("card", Text, nullable=False),  # JSON: counts, format, canaries; see data/datasets.py
-    Column("created_at", Text, nullable=False),
-    Column("parents", Text, nullable=False, server_default="[]"),  # JSON: what it was made from
+    Column("name", STR, primary_key=True),
+    Column("classification", STR, nullable=False),
+    Column("purposes", STR, nullable=False),  # JSON list
+    Column("unit_column", STR, nullable=False),
+    Column("object_id", STR, nullable=False),  # records, in the vault
+    Column("fingerprint", STR, nullable=False),  # SHA-256 of the stored plaintext, hex
+    Column("card", STR, nullable=False),  # JSON: counts, format, canaries; see data/datasets.py
+    Column("created_at", STR, nullable=False),
+    Column("parents", STR, nullable=False, server_default="[]"),  # JSON: what it was made from
 )
 
 models = Table(
     "models",
     KERNEL,
-    Column("name", Text, primary_key=True),
-    Column("kind", Text, nullable=False),  # "base" or "adapter"
-    Column("base", Text, ForeignKey("models.name")),  # adapters only
-    Column("location", Text, nullable=False),  # base: folder in the home; adapter: vault object id
-    Column("digest", Text, nullable=False),  # SHA-256 over the model's files, hex
-    Column("card", Text, nullable=False),  # JSON: source, licence, job, dataset, mechanism
-    Column("created_at", Text, nullable=False),
+    Column("name", STR, primary_key=True),
+    Column("kind", STR, nullable=False),  # "base" or "adapter"
+    Column("base", STR, ForeignKey("models.name")),  # adapters only
+    Column("location", STR, nullable=False),  # base: folder in the home; adapter: vault object id
+    Column("digest", STR, nullable=False),  # SHA-256 over the model's files, hex
+    Column("card", STR, nullable=False),  # JSON: source, licence, job, dataset, mechanism
+    Column("created_at", STR, nullable=False),
 )
 
 budget_pools = Table(
     "budget_pools",
     KERNEL,
-    Column("id", Text, primary_key=True),  # the dataset's name, or dataset/purpose
-    Column("dataset", Text, ForeignKey("datasets.name"), nullable=False),
-    Column("purpose", Text),  # none: every purpose is charged here
-    Column("epsilon", Text, nullable=False),  # float.hex of the total budget
-    Column("delta", Text, nullable=False),  # float.hex
-    Column("neighboring", Text, nullable=False),
-    Column("unit_column", Text, nullable=False),
-    Column("fingerprint", Text, nullable=False),
-    Column("renyi_order", Text, nullable=False),  # float.hex; fixed when the pool is made
-    Column("cap", BigInteger, nullable=False),  # Renyi divergence at that order, in 1e-12 nats
-    Column("spent", BigInteger, nullable=False),
-    Column("held", BigInteger, nullable=False),
+    Column("id", STR, primary_key=True),  # the dataset's name, or dataset/purpose
+    Column("dataset", STR, ForeignKey("datasets.name"), nullable=False),
+    Column("purpose", STR),  # none: every purpose is charged here
+    Column("epsilon", STR, nullable=False),  # float.hex of the total budget
+    Column("delta", STR, nullable=False),  # float.hex
+    Column("neighboring", STR, nullable=False),
+    Column("unit_column", STR, nullable=False),
+    Column("fingerprint", STR, nullable=False),
+    Column("renyi_order", STR, nullable=False),  # float.hex; fixed when the pool is made
+    Column("cap", INT, nullable=False),  # Renyi divergence at that order, in 1e-12 nats
+    Column("spent", INT, nullable=False),
+    Column("held", INT, nullable=False),
     CheckConstraint("spent >= 0 AND held >= 0 AND spent + held <= cap", name="never_overspent"),
 )
 
 budget_reservations = Table(
     "budget_reservations",
     KERNEL,
-    Column("id", Text, primary_key=True),  # idempotency key: the job's id
-    Column("dataset", Text, ForeignKey("datasets.name"), nullable=False),
-    Column("purpose", Text, nullable=False),
-    Column("mechanism", Text, nullable=False),  # JSON; after commit: the mechanism that was run
-    Column("steps_done", BigInteger, nullable=False),  # written before anything is released
-    Column("state", Text, nullable=False),
+    Column("id", STR, primary_key=True),  # idempotency key: the job's id
+    Column("dataset", STR, ForeignKey("datasets.name"), nullable=False),
+    Column("purpose", STR, nullable=False),
+    Column("mechanism", STR, nullable=False),  # JSON; after commit: the mechanism that was run
+    Column("steps_done", INT, nullable=False),  # written before anything is released
+    Column("state", STR, nullable=False),
     CheckConstraint("state IN ('held', 'committed', 'aborted')", name="known_state"),
     CheckConstraint("steps_done >= 0", name="not_negative"),
 )
@@ -114,9 +145,9 @@ budget_reservations = Table(
 budget_costs = Table(
     "budget_costs",
     KERNEL,
-    Column("reservation", Text, ForeignKey("budget_reservations.id"), primary_key=True),
-    Column("pool", Text, ForeignKey("budget_pools.id"), primary_key=True),
-    Column("cost", BigInteger, nullable=False),  # held or spent, in 1e-12 nats at the pool's order
+    Column("reservation", STR, ForeignKey("budget_reservations.id"), primary_key=True),
+    Column("pool", STR, ForeignKey("budget_pools.id"), primary_key=True),
+    Column("cost", INT, nullable=False),  # held or spent, in 1e-12 nats at the pool's order
     CheckConstraint("cost >= 0", name="cost_not_negative"),
 )
 
@@ -124,31 +155,31 @@ budget_events = Table(
     "budget_events",
     KERNEL,
     Column("seq", Integer, primary_key=True, autoincrement=True),
-    Column("pool", Text, ForeignKey("budget_pools.id"), nullable=False),
-    Column("kind", Text, nullable=False),  # create, raise, reserve, commit or abort
-    Column("reference", Text, nullable=False),  # the reservation, the approval of a raise, or ""
-    Column("mechanism", Text),  # JSON; none when the cap changed
-    Column("cap_change", BigInteger, nullable=False),
-    Column("held_change", BigInteger, nullable=False),
-    Column("spent_change", BigInteger, nullable=False),
-    Column("at", Text, nullable=False),
+    Column("pool", STR, ForeignKey("budget_pools.id"), nullable=False),
+    Column("kind", STR, nullable=False),  # create, raise, reserve, commit or abort
+    Column("reference", STR, nullable=False),  # the reservation, the approval of a raise, or ""
+    Column("mechanism", STR),  # JSON; none when the cap changed
+    Column("cap_change", INT, nullable=False),
+    Column("held_change", INT, nullable=False),
+    Column("spent_change", INT, nullable=False),
+    Column("at", STR, nullable=False),
     sqlite_autoincrement=True,
 )
 
 approvals = Table(
     "approvals",
     KERNEL,
-    Column("id", Text, primary_key=True),
-    Column("act", Text, nullable=False),
-    Column("subject", Text, nullable=False),
-    Column("request", Text, nullable=False),  # JSON: what is done when it is approved
-    Column("reason", Text, nullable=False),
-    Column("proposer", Text, ForeignKey("principals.id"), nullable=False),
-    Column("proposed_at", Text, nullable=False),
-    Column("state", Text, nullable=False),
-    Column("decider", Text, ForeignKey("principals.id")),
-    Column("decided_at", Text),
-    Column("record", Text),  # DSSE envelope of what was approved, signed by the home
+    Column("id", STR, primary_key=True),
+    Column("act", STR, nullable=False),
+    Column("subject", STR, nullable=False),
+    Column("request", STR, nullable=False),  # JSON: what is done when it is approved
+    Column("reason", STR, nullable=False),
+    Column("proposer", STR, ForeignKey("principals.id"), nullable=False),
+    Column("proposed_at", STR, nullable=False),
+    Column("state", STR, nullable=False),
+    Column("decider", STR, ForeignKey("principals.id")),
+    Column("decided_at", STR),
+    Column("record", STR),  # DSSE envelope of what was approved, signed by the home
     CheckConstraint("state IN ('open', 'approved', 'refused')", name="known_approval_state"),
     CheckConstraint("proposer != decider", name="four_eyes"),
 )
@@ -156,17 +187,17 @@ approvals = Table(
 jobs = Table(
     "jobs",
     KERNEL,
-    Column("id", Text, primary_key=True),
-    Column("kind", Text, nullable=False),
-    Column("principal", Text, nullable=False),
-    Column("request", Text, nullable=False),  # JSON; the worker needs nothing else
-    Column("state", Text, nullable=False),  # queued, running, done, failed, cancelled
+    Column("id", STR, primary_key=True),
+    Column("kind", STR, nullable=False),
+    Column("principal", STR, nullable=False),
+    Column("request", STR, nullable=False),  # JSON; the worker needs nothing else
+    Column("state", STR, nullable=False),  # queued, running, done, failed, cancelled
     Column("cancel_requested", Integer, nullable=False),
-    Column("checkpoint", Text),  # vault object id of the newest complete checkpoint
-    Column("result", Text),  # JSON
-    Column("error", Text),
-    Column("created_at", Text, nullable=False),
-    Column("updated_at", Text, nullable=False),
+    Column("checkpoint", STR),  # vault object id of the newest complete checkpoint
+    Column("result", STR),  # JSON
+    Column("error", STR),
+    Column("created_at", STR, nullable=False),
+    Column("updated_at", STR, nullable=False),
     Column("attempt", Integer, nullable=False, server_default=text("0")),  # runs begun so far
     CheckConstraint(
         "state IN ('queued', 'running', 'done', 'failed', 'cancelled')", name="known_job_state"
@@ -176,80 +207,80 @@ jobs = Table(
 job_steps = Table(
     "job_steps",
     KERNEL,
-    Column("job", Text, ForeignKey("jobs.id"), primary_key=True),
-    Column("name", Text, primary_key=True),
-    Column("result", Text, nullable=False),  # JSON
-    Column("at", Text, nullable=False),
+    Column("job", STR, ForeignKey("jobs.id"), primary_key=True),
+    Column("name", STR, primary_key=True),
+    Column("result", STR, nullable=False),  # JSON
+    Column("at", STR, nullable=False),
 )
 
 log_entries = Table(
     "log_entries",
     KERNEL,
-    Column("idx", BigInteger, primary_key=True, autoincrement=False),
-    Column("data", LargeBinary, nullable=False),  # canonical JSON (RFC 8785)
+    Column("idx", INT, primary_key=True, autoincrement=False),
+    Column("data", BLOB, nullable=False),  # canonical JSON (RFC 8785)
 )
 
 log_nodes = Table(
     "log_nodes",
     KERNEL,
     Column("level", Integer, primary_key=True, autoincrement=False),
-    Column("idx", BigInteger, primary_key=True, autoincrement=False),
-    Column("hash", LargeBinary, nullable=False),  # RFC 6962 hash of a complete subtree
+    Column("idx", INT, primary_key=True, autoincrement=False),
+    Column("hash", BLOB, nullable=False),  # RFC 6962 hash of a complete subtree
 )
 
 log_checkpoints = Table(
     "log_checkpoints",
     KERNEL,
-    Column("size", BigInteger, primary_key=True, autoincrement=False),
-    Column("note", Text, nullable=False),  # C2SP signed note
+    Column("size", INT, primary_key=True, autoincrement=False),
+    Column("note", STR, nullable=False),  # C2SP signed note
 )
 
 log_partners = Table(
     "log_partners",
     KERNEL,
-    Column("name", Text, primary_key=True),
-    Column("vkey", Text, nullable=False),  # of the partner's log; its cosignatures have that key
-    Column("url", Text),  # where it takes checkpoints; none: it is only witnessed
-    Column("added_at", Text, nullable=False),
+    Column("name", STR, primary_key=True),
+    Column("vkey", STR, nullable=False),  # of the partner's log; its cosignatures have that key
+    Column("url", STR),  # where it takes checkpoints; none: it is only witnessed
+    Column("added_at", STR, nullable=False),
 )
 
 witnessed = Table(
     "witnessed",
     KERNEL,
-    Column("origin", Text, primary_key=True),  # stays when the partner is removed
-    Column("vkey", Text, nullable=False),
-    Column("size", BigInteger, nullable=False),
-    Column("root", LargeBinary, nullable=False),
-    Column("at", Text, nullable=False),
+    Column("origin", STR, primary_key=True),  # stays when the partner is removed
+    Column("vkey", STR, nullable=False),
+    Column("size", INT, nullable=False),
+    Column("root", BLOB, nullable=False),
+    Column("at", STR, nullable=False),
 )
 
 log_cosignatures = Table(
     "log_cosignatures",
     KERNEL,
-    Column("size", BigInteger, primary_key=True, autoincrement=False),  # its checkpoint is kept
-    Column("partner", Text, primary_key=True),
-    Column("line", Text, nullable=False),  # C2SP tlog-cosignature
+    Column("size", INT, primary_key=True, autoincrement=False),  # its checkpoint is kept
+    Column("partner", STR, primary_key=True),
+    Column("line", STR, nullable=False),  # C2SP tlog-cosignature
 )
 
 tenant_keys = Table(
     "tenant_keys",
     KEYS,
-    Column("tenant", Text, primary_key=True),
+    Column("tenant", STR, primary_key=True),
     Column("version", Integer, primary_key=True, autoincrement=False),
-    Column("wrapped_key", LargeBinary),  # NULL: destroyed, or version 0, which the root key gives
-    Column("created_at", Text, nullable=False),
-    Column("retired_at", Text),
+    Column("wrapped_key", BLOB),  # NULL: destroyed, or version 0, which the root key gives
+    Column("created_at", STR, nullable=False),
+    Column("retired_at", STR),
 )
 
 object_keys = Table(
     "object_keys",
     KEYS,
-    Column("object_id", Text, primary_key=True),
-    Column("kind", Text, nullable=False),
-    Column("tenant", Text, nullable=False),
+    Column("object_id", STR, primary_key=True),
+    Column("kind", STR, nullable=False),
+    Column("tenant", STR, nullable=False),
     Column("key_version", Integer, nullable=False),
-    Column("wrapped_key", LargeBinary, nullable=False),  # nonce 12 | AES-256-GCM of the 32-byte key
-    Column("created_at", Text, nullable=False),
+    Column("wrapped_key", BLOB, nullable=False),  # nonce 12 | AES-256-GCM of the 32-byte key
+    Column("created_at", STR, nullable=False),
     ForeignKeyConstraint(["tenant", "key_version"], [tenant_keys.c.tenant, tenant_keys.c.version]),
     Index("object_keys_of_version", "tenant", "key_version"),
 )
@@ -257,7 +288,7 @@ object_keys = Table(
 sealed_secrets = Table(
     "sealed_secrets",
     KEYS,
-    Column("name", Text, primary_key=True),
+    Column("name", STR, primary_key=True),
     # nonce 12 | AES-256-GCM under a key derived from the root key
-    Column("sealed", LargeBinary, nullable=False),
+    Column("sealed", BLOB, nullable=False),
 )

@@ -13,6 +13,7 @@ from llmos.kernel import accounting, pricing
 from llmos.kernel.budget import Budget
 from llmos.kernel.pools import PoolState
 from llmos.privacy import Mechanism
+from llmos.reports.theorems import THEOREMS
 from llmos.workflows import calibration
 
 
@@ -55,7 +56,7 @@ def hint(fitting: Mapping[str, float], delta: float) -> str:
 
 def explain(pool: PoolState, holders: Sequence[str]) -> dict[str, Any]:
     """Return a pool's numbers as JSON values, with the theorems that stand behind them."""
-    theorems = accounting.THEOREMS
+    theorems = THEOREMS
     return {
         "pool": pool.id,
         "dataset": pool.dataset,

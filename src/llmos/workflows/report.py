@@ -31,6 +31,7 @@ from llmos.reports.certificate import (
     ModelFacts,
     TrainingFacts,
 )
+from llmos.reports.theorems import THEOREMS
 from llmos.workflows import outputs
 from llmos.workflows.measure import guarantee, report_path
 from llmos.workflows.parts import Parts
@@ -184,7 +185,7 @@ def _facts(
             mechanism=reservation.mechanism,
             accountant=f"privacy loss distribution, dp-accounting {version('dp-accounting')}",
             discretization=accounting.FINE_INTERVAL,
-            theorem=accounting.THEOREMS["pld"],
+            theorem=THEOREMS["pld"],
             replace_one_epsilon=accounting.epsilon(
                 reservation.mechanism, loss.delta, Neighboring.REPLACE_ONE
             ),
@@ -246,7 +247,7 @@ def _budget_facts(dataset: str, parts: Parts) -> BudgetFacts:
         cap=pool.cap,
         spent=pool.spent,
         held=pool.held,
-        theorem=accounting.THEOREMS["filter"],
+        theorem=THEOREMS["filter"],
     )
 
 

@@ -157,8 +157,3 @@ def test_importing_the_kernel_does_not_load_the_accountant() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert shown.stdout == "set()\n"
-
-
-def test_every_theorem_names_its_paper() -> None:
-    assert set(accounting.THEOREMS) == {"pld", "renyi", "conversion", "filter", "concurrency"}
-    assert all("arXiv:" in text for text in accounting.THEOREMS.values())

@@ -21,7 +21,7 @@ from sqlalchemy import Connection, delete, event, insert, select, update
 from llmos.crypto import merkle
 from llmos.crypto.notes import Checkpoint, NoteKey, open_note, sign_note
 from llmos.crypto.proofs import LogProof, verify_proof
-from llmos.errors import RequestError, StorageError, TamperedLog, VerificationFailed
+from llmos.errors import IntegrityError, RequestError, StorageError, TamperedLog, VerificationFailed
 from llmos.kernel import auditlog
 from llmos.kernel.auditlog import AuditLog
 from llmos.kernel.schema import KERNEL, log_checkpoints, log_cosignatures, log_entries, log_nodes
@@ -466,3 +466,20 @@ def test_processes_write_one_log(log: AuditLog, tmp_path: Path) -> None:
     for name in "ab":
         numbers = [e.fields["number"] for e in log.entries() if e.fields["writer"] == name]
         assert numbers == list(range(15))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE log_entries SET data = CAST(data AS TEXT) WHERE idx = 1",
+        "UPDATE log_nodes SET hash = hex(hash) WHERE idx = 1",
+        "UPDATE log_checkpoints SET note = CAST(note AS BLOB)",
+    ],
+)
+def test_a_value_of_another_type_is_noticed(log: AuditLog, change: str) -> None:
+    """SQLite keeps text where bytes were declared; one flipped bit of a record's header does it."""
+    fill(log, 5)
+    with log.store.transaction() as conn:
+        conn.exec_driver_sql(change)
+    with pytest.raises(IntegrityError, match=r"type that was never written|was changed"):
+        log.verify()

@@ -41,6 +41,7 @@ from llmos.reports.certificate import (
     seal,
     statement,
 )
+from llmos.reports.theorems import THEOREMS
 
 Document = dict[str, Any]
 DELTA = 1e-5
@@ -96,7 +97,7 @@ def facts(loss: PrivacyLoss, make_document: Callable[..., Document]) -> Certific
         intended_use="suggest ICD-10 categories",
         model=ModelFacts("ward", DIGEST, "LoRA adapter", "base", "12" * 32, "Apache-2.0", 9),
         guarantee=GuaranteeFacts(
-            loss, MECHANISM, "PLD, dp-accounting 0.6.0", 1e-4, accounting.THEOREMS["pld"], 1.9, 8
+            loss, MECHANISM, "PLD, dp-accounting 0.6.0", 1e-4, THEOREMS["pld"], 1.9, 8
         ),
         training=TrainingFacts(
             clip_norm=1.0,
