@@ -24,6 +24,7 @@ from llmos.crypto import merkle
 from llmos.crypto.notes import Checkpoint, NoteKey, open_note, sign_note
 from llmos.crypto.proofs import LogProof
 from llmos.errors import RequestError, TamperedLog, VerificationFailed
+from llmos.kernel import state
 from llmos.kernel.schema import log_checkpoints, log_cosignatures, log_entries, log_nodes
 from llmos.kernel.store import Store
 
@@ -226,6 +227,9 @@ class AuditLog:
             raise _tampered("it is empty")
         if entries != head.size or nodes != merkle.node_count(head.size):
             raise _tampered(f"it has {entries} rows and {nodes} hashes for {head.size} entries")
+        last = json.loads(self.prove(head.size - 1).entry)
+        if not state.agrees(conn, last.get("state")):
+            raise _tampered("a table beside it is not as the last act left it")
         return head
 
     def _kept(self, note: str) -> Checkpoint:

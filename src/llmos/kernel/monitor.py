@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 from sqlalchemy import Connection
 
 from llmos.errors import LedgerConflict, LlmosError, PermissionDenied, StorageError
+from llmos.kernel import state
 from llmos.kernel.budget import Budget, ReservationState
 from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action, Decision, Policy, Resource
@@ -79,6 +80,7 @@ class _Recorder:
             "resource": str(self.resource),
             "outcome": str(outcome),
             "details": facts,
+            "state": state.digest(conn),
         }
         self.log.append(conn, entry)
 
