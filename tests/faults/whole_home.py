@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import llmos
 from llmos.crypto import merkle
-from llmos.crypto.cosignatures import cosign
+from llmos.transparency.cosignatures import cosign
 from llmos.crypto.notes import Checkpoint, NoteKey, open_note, sign_note
 from llmos.kernel.policy import Action
-from llmos.kernel.schema import job_steps, object_keys, witnessed
+from llmos.jobs.tables import job_steps
+from llmos.kernel.schema import object_keys
+from llmos.transparency.tables import witnessed
 from llmos.workflows import cosign as cosigning
 from llmos.workflows import partners
 from llmos.workflows.witness import Witness
@@ -58,23 +60,23 @@ def _import_and_train(system: System, model: Path) -> None:
 
 
 def _people(system: System) -> None:
-    system.add_user("bob", ["administrator", "steward"])
-    system.create_key(label="ward 7", models=["tiny"], days=30)
-    system.revoke_key(system.create_key(user="bob", label="old").id)
-    system.propose_raise("notes", epsilon=9, reason="a second study")
+    system.access.add_user("bob", ["administrator", "steward"])
+    system.access.create_key(label="ward 7", models=["tiny"], days=30)
+    system.access.revoke_key(system.access.create_key(user="bob", label="old").id)
+    system.budgets.propose_raise("notes", epsilon=9, reason="a second study")
     token = system.kernel.config.home.parent / "bob.key"
-    token.write_text(system.create_key(user="bob").token)
+    token.write_text(system.access.create_key(user="bob").token)
     with opened(system.kernel.config.home, api_key_file=token) as bobs:
-        bobs.decide(system.approvals()[0]["id"], approve=True)
-    system.propose_raise("notes", epsilon=10, reason="a third study")
-    system.rotate_vault()
+        bobs.approvals.decide(system.approvals.overview()[0]["id"], approve=True)
+    system.budgets.propose_raise("notes", epsilon=10, reason="a third study")
+    system.vault.rotate()
 
 
 def _witnesses(system: System) -> None:
     """Let a partner cosign this log, and cosign the partner's."""
     kernel, parts, who = system.kernel, system.parts, system.who
     partners.add("partner", PARTNER.vkey, "https://partner.example", who, parts)
-    here = partners.home_of(parts)
+    here = kernel.home
     note = kernel.auditlog.checkpoint()
     text = open_note(note, kernel.auditlog.key.verifier)
     with kernel.monitor.act(who, Action.MANAGE_PARTNERS, here) as conn:
@@ -110,15 +112,17 @@ def said(home: Path) -> dict[str, Any]:
             "pools": kernel.budget.pools(),
             "recomputed": [kernel.budget.recompute(pool.id) for pool in kernel.budget.pools()],
             "reservations": [kernel.budget.reservations(p.id) for p in kernel.budget.pools()],
-            "approvals": system.approvals(),
-            "jobs": kernel.jobs.jobs(),
+            "approvals": system.approvals.overview(),
+            "jobs": parts.jobs.jobs(),
             "partners": partners.partners(kernel.store),
             "cosigned": partners.cosigned(parts),
-            "versions": system.vault_overview(),
+            "versions": system.vault.versions(),
             "log": kernel.auditlog.entries(limit=10_000),
             "unread": unread,
             "objects": {
-                object_id: hashlib.sha256(kernel.vault.read(object_id, kind, _Everything())).digest()
+                object_id: hashlib.sha256(
+                    kernel.vault.read(object_id, kind, _Everything())
+                ).digest()
                 for object_id, kind in stored
             },
         }

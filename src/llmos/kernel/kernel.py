@@ -17,7 +17,7 @@ from llmos.crypto import keys
 from llmos.crypto.notes import NoteKey
 from llmos.crypto.root_keys import KeyFile, Passphrase, RootKeyProvider
 from llmos.errors import HomeExists, IntegrityError, StorageError, TamperedObject, WrongPassphrase
-from llmos.kernel import root, schema, state
+from llmos.kernel import root, schema
 from llmos.kernel.approvals import Approvals
 from llmos.kernel.auditlog import AuditLog
 from llmos.kernel.budget import Budget
@@ -157,7 +157,7 @@ def _build(config: Config, root_key: bytes) -> None:
             )
             entry = {"v": 1, "at": now(), "actor": admin.name, "action": "init", "outcome": "done"}
             made = {"resource": f"Home::{home_id}", "details": {"public_keys": kernel.public_keys}}
-            kernel.auditlog.append(conn, {**entry, **made, "state": state.digest(conn)})
+            kernel.auditlog.append(conn, {**entry, **made, "state": schema.standing_digest(conn)})
         keys.write_private(home / "home.pub", kernel.public_keys.encode())
 
 

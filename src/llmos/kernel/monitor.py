@@ -15,10 +15,10 @@ from typing import Any, Final, Protocol
 from sqlalchemy import Connection
 
 from llmos.errors import LedgerConflict, LlmosError, PermissionDenied, StorageError
-from llmos.kernel import state
 from llmos.kernel.budget import Budget, ReservationState
 from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action, Decision, Policy, Resource
+from llmos.kernel.schema import standing_digest
 from llmos.kernel.store import Store, now
 from llmos.privacy import Mechanism, mechanism_to_dict
 
@@ -80,7 +80,7 @@ class _Recorder:
             "resource": str(self.resource),
             "outcome": str(outcome),
             "details": facts,
-            "state": state.digest(conn),
+            "state": standing_digest(conn),
         }
         self.log.append(conn, entry)
 

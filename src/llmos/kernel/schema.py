@@ -5,12 +5,15 @@ Packages above add the tables that only they read to `KERNEL`: models, jobs and 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
+    Connection,
     ForeignKey,
     ForeignKeyConstraint,
     Index,
@@ -234,3 +237,23 @@ sealed_secrets = Table(
     # nonce 12 | AES-256-GCM under a key derived from the root key
     Column("sealed", BLOB, nullable=False),
 )
+
+# Who may do what, which data and models there are and what they may still spend: small tables,
+# changed only by acts. The others grow with every job; `workflows.books` compares those.
+STANDING: Final = (
+    *("api_keys", "approvals", "budget_pools", "datasets", "log_partners", "models"),
+    *("principals", "settings", "witnessed"),
+)
+
+
+def standing_digest(conn: Connection) -> dict[str, str]:
+    """Return SHA-256, in hex, over the rows of `STANDING`, under the schema's revision.
+
+    Every act's entry in the log has it, so that rows changed without an act are found.
+    """
+    rows: dict[str, list[str]] = {}
+    for name in STANDING:
+        found = conn.exec_driver_sql(f"SELECT * FROM {name}")  # noqa: S608 - our own names
+        rows[name] = sorted(json.dumps([*row], default=list) for row in found)  # bytes: numbers
+    revision = conn.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one()
+    return {revision: hashlib.sha256(json.dumps(rows).encode()).hexdigest()}
