@@ -6,19 +6,20 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from sqlalchemy import select
+from tests.homes import close, opened, write_notes
+
 import llmos
 from llmos.crypto import merkle
-from llmos.transparency.cosignatures import cosign
 from llmos.crypto.notes import Checkpoint, NoteKey, open_note, sign_note
-from llmos.kernel.policy import Action
 from llmos.jobs.tables import job_steps
+from llmos.kernel.policy import Action
 from llmos.kernel.schema import object_keys
+from llmos.transparency.cosignatures import cosign
 from llmos.transparency.tables import witnessed
 from llmos.workflows import cosign as cosigning
 from llmos.workflows import partners
 from llmos.workflows.witness import Witness
-from sqlalchemy import select
-from tests.homes import close, opened, write_notes
 
 if TYPE_CHECKING:
     from llmos.system import System
@@ -98,7 +99,7 @@ def said(home: Path) -> dict[str, Any]:
     """Open a home and return all that it says about itself; whatever is wrong is raised."""
     with opened(home) as system:
         kernel, parts = system.kernel, system.parts
-        kernel.auditlog.verify()
+        system.log.verify()
         with kernel.store.read() as conn:
             unread = [conn.execute(select(table)).all() for table in (job_steps, witnessed)]
         with kernel.vault._store.read() as conn:

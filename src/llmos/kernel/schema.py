@@ -249,11 +249,15 @@ STANDING: Final = (
 def standing_digest(conn: Connection) -> dict[str, str]:
     """Return SHA-256, in hex, over the rows of `STANDING`, under the schema's revision.
 
-    Every act's entry in the log has it, so that rows changed without an act are found.
+    Every act's entry in the log has it, so that rows changed without an act are found; so is a
+    changed schema, where the database has it as rows too.
     """
+    columns = dict.fromkeys(STANDING, "*")
+    if conn.dialect.name == "sqlite":
+        columns["sqlite_master"] = "type, name, sql"
     rows: dict[str, list[str]] = {}
-    for name in STANDING:
-        found = conn.exec_driver_sql(f"SELECT * FROM {name}")  # noqa: S608 - our own names
+    for name, wanted in columns.items():
+        found = conn.exec_driver_sql(f"SELECT {wanted} FROM {name}")  # noqa: S608 - our own names
         rows[name] = sorted(json.dumps([*row], default=list) for row in found)  # bytes: numbers
     revision = conn.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one()
     return {revision: hashlib.sha256(json.dumps(rows).encode()).hexdigest()}

@@ -135,7 +135,7 @@ class Store:
             StorageError: the file cannot be read, or a write was tried.
         """
         reading = self._engine.execution_options(**{_BEGIN: "DEFERRED"})
-        with _translated(self.path), reading.begin() as connection:
+        with _translated(self.path, ValueError), reading.begin() as connection:
             yield connection
 
     def checkpoint(self) -> None:
@@ -224,12 +224,17 @@ def _exclusive(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    """Turn faults of the disk and the file into typed errors; let wrong statements through."""
+def _translated(path: Path, *unreadable: type[ValueError]) -> Iterator[None]:
+    """Turn faults of the disk and the file into typed errors; let wrong statements through.
+
+    Text that is no UTF-8 has no result code; what is "no such" was changed in the schema. Where
+    rows are only read, whatever cannot be made of them is `unreadable`: they are not as written.
+    """
     try:
         yield
-    except DatabaseError as error:
-        name = getattr(error.orig, "sqlite_errorname", "")
+    except (DatabaseError, UnicodeDecodeError, *unreadable) as error:
+        cause = getattr(error, "orig", error)
+        name = getattr(cause, "sqlite_errorname", "SQLITE_CORRUPT")
         if name == "SQLITE_FULL":
             raise StorageFull(
                 f"{path}: there is no room left on the device; nothing was changed",
@@ -240,8 +245,8 @@ def _translated(path: Path) -> Iterator[None]:
                 f"{path} was kept busy by another process for longer than the busy timeout",
                 hint="wait for the other LLMOS process, or raise LLMOS_BUSY_TIMEOUT_S",
             ) from error
-        if name.startswith(_DISK_FAULTS):
+        if name.startswith(_DISK_FAULTS) or "no such" in str(cause):
             raise StorageError(
-                f"{path}: {error.orig}", hint="`llmos doctor` checks the home's files"
+                f"{path}: {cause}", hint="`llmos doctor` checks the home's files"
             ) from error
         raise
