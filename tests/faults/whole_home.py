@@ -14,7 +14,7 @@ from llmos.crypto import merkle
 from llmos.crypto.notes import Checkpoint, NoteKey, open_note, sign_note
 from llmos.jobs.tables import job_steps
 from llmos.kernel.policy import Action
-from llmos.kernel.schema import object_keys
+from llmos.kernel.schema import budget_events, object_keys
 from llmos.transparency.cosignatures import cosign
 from llmos.transparency.tables import witnessed
 from llmos.workflows import cosign as cosigning
@@ -88,7 +88,7 @@ def _witnesses(system: System) -> None:
     witness.add_checkpoint(who, 0, (), sign_note(theirs.text(), PARTNER))
 
 
-class _Everything:
+class Everything:
     """A grant for all objects."""
 
     def permits(self, object_id: str) -> bool:
@@ -101,7 +101,9 @@ def said(home: Path) -> dict[str, Any]:
         kernel, parts = system.kernel, system.parts
         system.log.verify()
         with kernel.store.read() as conn:
-            unread = [conn.execute(select(table)).all() for table in (job_steps, witnessed)]
+            unread = [
+                conn.execute(select(table)).all() for table in (job_steps, witnessed, budget_events)
+            ]
         with kernel.vault._store.read() as conn:
             stored = conn.execute(select(object_keys.c.object_id, object_keys.c.kind)).all()
         everything = {
@@ -121,9 +123,7 @@ def said(home: Path) -> dict[str, Any]:
             "log": kernel.auditlog.entries(limit=10_000),
             "unread": unread,
             "objects": {
-                object_id: hashlib.sha256(
-                    kernel.vault.read(object_id, kind, _Everything())
-                ).digest()
+                object_id: hashlib.sha256(kernel.vault.read(object_id, kind, Everything())).digest()
                 for object_id, kind in stored
             },
         }

@@ -49,7 +49,7 @@ class Keyring:
             TamperedObject: another root key or kind, a changed row, or a destroyed tenant key.
         """
         columns = select(object_keys.c.key_version, object_keys.c.wrapped_key)
-        row = conn.execute(columns.where(object_keys.c.object_id == object_id)).first()
+        row = conn.execute(columns.filter_by(object_id=object_id, tenant=TENANT)).first()
         if row is None:
             raise StorageError(
                 f"there is no object {object_id}", hint="it was deleted, or keys.db is older"

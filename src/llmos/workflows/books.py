@@ -67,8 +67,11 @@ def check(kernel: Kernel, jobs: Jobs) -> None:
         _require(key in held or "costs" not in said.facts, key, "reservation")
     for pool in kernel.budget.pools():
         _check_pool(kernel.budget, pool, reservations)
-    for job in jobs.jobs():
+    queue = {job.id: job for job in jobs.jobs()}
+    for job in queue.values():
         _check_job(job, recorded.get(job.id, _Recorded()))
+    for key, said in recorded.items():
+        _require(key in queue or "request_sha256" not in said.facts, key, "job")
 
 
 def _check_structure(store: Store) -> None:
@@ -167,6 +170,7 @@ def _check_pool(budget: Budget, pool: PoolState, reservations: Sequence[Reservat
 
 def _check_job(job: Job, said: _Recorded) -> None:
     digest = request_digest(job.request)
+    _require(job.id.rpartition("-")[0] == job.kind, job.id, "kind")
     _require(said.facts.get("request_sha256", digest) == digest, job.id, "request")
     _require(said.facts.get("submitted_by", job.principal) == job.principal, job.id, "principal")
 
