@@ -47,6 +47,7 @@ nightly: $(VENV)/installed-dev   ## long experiments: the demo, leak table over 
 	$(BIN)/python benchmarks/leak_table.py --json benchmarks/results/leak_table.json
 	$(BIN)/python benchmarks/kill_training.py --json benchmarks/results/kill_training.json
 	$(BIN)/python benchmarks/budget.py --json benchmarks/results/budget.json
+	$(BIN)/python -m pytest -q tests/faults/test_bit_flips.py tests/properties tests/fuzz --long 60
 
 clean:           ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.json
