@@ -244,6 +244,7 @@ STANDING: Final = (
     *("api_keys", "approvals", "budget_pools", "datasets", "log_partners", "models"),
     *("principals", "settings", "witnessed"),
 )
+_SCHEMA_ROWS: Final = {"sqlite": {"sqlite_master": "type, name, sql"}}
 
 
 def standing_digest(conn: Connection) -> dict[str, str]:
@@ -252,9 +253,7 @@ def standing_digest(conn: Connection) -> dict[str, str]:
     Every act's entry in the log has it, so that rows changed without an act are found; so is a
     changed schema, where the database has it as rows too.
     """
-    columns = dict.fromkeys(STANDING, "*")
-    if conn.dialect.name == "sqlite":
-        columns["sqlite_master"] = "type, name, sql"
+    columns = dict.fromkeys(STANDING, "*") | _SCHEMA_ROWS.get(conn.dialect.name, {})
     rows: dict[str, list[str]] = {}
     for name, wanted in columns.items():
         found = conn.exec_driver_sql(f"SELECT {wanted} FROM {name}")  # noqa: S608 - our own names
