@@ -41,7 +41,7 @@ def execute(home: Path, statement: str) -> None:
 @pytest.mark.parametrize(
     ("statement", "said"),
     [
-        ("UPDATE budget_pools SET spent = 1 WHERE dataset = 'ward'", "the ledger of ward differs"),
+        ("UPDATE budget_pools SET spent = 1 WHERE dataset = 'ward'", "not as the last act left it"),
         ("UPDATE log_entries SET data = x'7b7d' WHERE idx = 1", ""),
         ("DELETE FROM log_entries WHERE idx = 3", ""),
     ],
