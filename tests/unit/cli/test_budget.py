@@ -9,7 +9,11 @@ from tests.unit.cli.conftest import Type
 def test_a_ledger_that_differs_from_its_events_is_shown_as_such(typed: Type, home: Path) -> None:
     assert typed("budget", "show", "notes").status == 0
     conn = sqlite3.connect(home / "kernel.db")
-    conn.execute("UPDATE budget_pools SET spent = 1 WHERE dataset = 'notes'")
+    conn.execute(
+        "INSERT INTO budget_events"
+        " (pool, kind, reference, cap_change, held_change, spent_change, at)"
+        " VALUES ('notes', 'reserve', 'nobody', 0, 1, 0, '')"
+    )
     conn.commit()
     conn.close()
     shown = typed("budget", "show", "notes", "--json")
