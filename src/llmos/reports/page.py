@@ -15,6 +15,7 @@ from llmos.kernel import accounting
 from llmos.privacy import PrivacyLoss
 from llmos.reports import plots
 from llmos.reports.arms import Arm, Attack, Secrets, at_least, at_most, read_arm
+from llmos.reports.sentences import Predicate, Sentence
 from llmos.reports.verification import VerifiedCertificate
 
 SPENT_POINTS: Final = 6  # of the curve of epsilon over steps; each costs one accounting
@@ -36,6 +37,14 @@ class Row:
     values: tuple[str, ...]  # one per model
 
 
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A place on the page, and in words what is there."""
+
+    target: str
+    label: str
+
+
 def render(certificate: VerifiedCertificate | None, documents: Sequence[Mapping[str, Any]]) -> str:
     """Return the page; only a verified certificate can be shown, or none.
 
@@ -45,8 +54,13 @@ def render(certificate: VerifiedCertificate | None, documents: Sequence[Mapping[
 
     Raises:
         MeasurementError: a document is no leak report.
-        VerificationFailed: the certified model's leak report is not the one it was certified with.
+        VerificationFailed: the certified model's leak report is not the one it was certified with,
+            or the certificate is of version 1, which has no sentences to show.
     """
+    if certificate is not None and certificate.records_checked is None:
+        raise VerificationFailed(
+            "a certificate of version 1 has no page any more", hint="make the report again"
+        )
     arms = [read_arm(document) for document in documents]
     if certificate is not None:
         for arm in arms:
@@ -59,6 +73,7 @@ def render(certificate: VerifiedCertificate | None, documents: Sequence[Mapping[
         lstrip_blocks=True,
     )
     environment.filters |= {"figure": figure, "at_most": at_most, "at_least": at_least}
+    environment.filters["evidence"] = evidence
     return environment.get_template("page.html").render(
         title=certificate.model if certificate else ", ".join(arm.model for arm in arms),
         certificate=certificate,
@@ -88,6 +103,34 @@ def figure(value: object) -> str:
             return ", ".join(figure(item) for item in value)
         case _:
             return str(value)
+
+
+def evidence(said: Sentence, predicate: Predicate) -> list[Link]:
+    """Return where on the page what a sentence rests on can be looked up, each place once."""
+    links = [_link(pointer, predicate) for pointer in said["basis"]]
+    return list(dict.fromkeys(links))
+
+
+def _link(pointer: str, predicate: Predicate) -> Link:
+    match pointer.split("/")[1:]:
+        case ["records", name]:
+            return Link(f"record-{name}", f"log entry {predicate['records'][name]['log_index']}")
+        case ["records"]:
+            return Link("records", "log entries")
+        case ["answers", question, *_]:
+            return Link(f"question-{question}", "said by a person")
+        case ["answers"]:
+            return Link("questions", "open question")
+        case ["algorithm", "mechanism", *_]:
+            return Link("layer-algorithms", "mechanism")
+        case ["budget", *_]:
+            return Link("layer-guarantee", "ledger")
+        case ["measured_leakage", *_]:
+            return Link("layer-algorithms", "measurement")
+        case ["not_protected", *_]:
+            return Link("not-protected", "program")
+        case _:
+            return Link("home", "signed by the home")
 
 
 def tier(epsilon: float) -> str:
