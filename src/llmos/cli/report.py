@@ -34,7 +34,7 @@ def report(
     questions: Path | None,
     as_json: bool,
 ) -> None:
-    """Write MODEL's privacy certificate (signed, logged), one HTML page and the registry's record."""
+    """Write MODEL's certificate (signed, logged), one HTML page and the registry's record."""
     if questions is not None:
         from llmos.workflows.report import write_questions
 

@@ -1,4 +1,4 @@
-"""The certificate file taken apart: its one canonical spelling, and nothing in it that is not ours."""
+"""The certificate file taken apart: one canonical spelling, and nothing in it that is not ours."""
 
 from __future__ import annotations
 
@@ -63,6 +63,11 @@ def _read_records(fields: object) -> dict[str, LogProof]:
 
 
 def read_proof(fields: object) -> LogProof:
+    """Read a log proof that has our fields and no others.
+
+    Raises:
+        VerificationFailed: it has not.
+    """
     if not isinstance(fields, dict):
         raise VerificationFailed("the certificate has no log proof")
     proof = LogProof.from_dict(fields)

@@ -1,4 +1,4 @@
-"""The privacy certificate: a signed in-toto statement, and the file that carries it with its proofs.
+"""The privacy certificate: a signed in-toto statement, and the file with it and its proofs.
 
 The predicate has two kinds of sections: records, what was guaranteed, run, charged and measured,
 and conclusions, which follow from them (`reports.conclusions`): the assessment along the pyramid

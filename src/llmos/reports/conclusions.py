@@ -28,9 +28,11 @@ _MADE: Final = {
 }
 
 _RECORDS: Final = frozenset(
-    ["issued_at", "issuer", "deployment", "guarantee", "algorithm", "implementation", "data"]
-    + ["budget", "measured_leakage", "records", "answers", "not_protected"]
-)
+    {
+        "issued_at", "issuer", "deployment", "guarantee", "algorithm", "implementation", "data",
+        "budget", "measured_leakage", "records", "answers", "not_protected",
+    }
+)  # fmt: skip
 
 # What version 2 says in the same words in every certificate.
 _FIXED: Final = {

@@ -1,4 +1,4 @@
-"""What a certificate is made from: facts of the registry, the ledger, the log and the measurement."""
+"""What a certificate is made from: facts of the models, the ledger, the log, the measurement."""
 
 from __future__ import annotations
 

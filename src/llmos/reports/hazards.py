@@ -1,6 +1,6 @@
-"""The checklist of hazards: what undoes guarantees in practice, and what the records say about each.
+"""The checklist of hazards: what undoes guarantees in practice, and what the records say of it.
 
-The topics are those that NIST SP 800-226 warns of (its "privacy hazards"); words and order are ours.
+The topics are those that NIST SP 800-226 warns of (its "privacy hazards"); the words are ours.
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ def hazards(predicate: Predicate) -> list[dict[str, Any]]:
             ),
         ),
         _hazard(
-            RESIDUAL, "Timing and other side channels", sentence(p, "timing", "{0}", "/not_protected/7")
+            RESIDUAL,
+            "Timing and other side channels",
+            sentence(p, "timing", "{0}", "/not_protected/7"),
         ),
         _hazard(
             RESIDUAL,
@@ -94,7 +96,7 @@ def hazards(predicate: Predicate) -> list[dict[str, Any]]:
         _person(p, "operator", "The operator sees the raw data"),
         _person(p, "consent", "The data should not have been collected or used"),
         _person(p, "actors", "Those who use the model can combine it with more"),
-    ]  # fmt: skip
+    ]
 
 
 def _hazard(state: str, hazard: str, said: Sentence) -> dict[str, Any]:
@@ -129,7 +131,7 @@ def _epsilon(p: Predicate) -> dict[str, Any]:
 def _delta(p: Predicate) -> dict[str, Any]:
     large = float(p["guarantee"]["delta"]) * int(p["data"]["units"]) >= 1
     template = (
-        "Delta {0} is not below one over the {1} units: it would allow to publish one of them whole."
+        "Delta {0} is not below one over the {1} units: one of them could be published whole."
         if large
         else "Delta {0} is below one over the {1} units."
     )

@@ -45,6 +45,15 @@ class Link:
     label: str
 
 
+_LINKS: Final = {
+    "records": Link("records", "log entries"),
+    "answers": Link("questions", "open question"),
+    "budget": Link("layer-guarantee", "ledger"),
+    "measured_leakage": Link("measured", "measurement"),
+    "not_protected": Link("not-protected", "said of the program"),
+}
+
+
 def render(certificate: VerifiedCertificate | None, documents: Sequence[Mapping[str, Any]]) -> str:
     """Return the page; only a verified certificate can be shown, or none.
 
@@ -112,25 +121,14 @@ def evidence(said: Sentence, predicate: Predicate) -> list[Link]:
 
 
 def _link(pointer: str, predicate: Predicate) -> Link:
-    match pointer.split("/")[1:]:
-        case ["records", name]:
-            return Link(f"record-{name}", f"log entry {predicate['records'][name]['log_index']}")
-        case ["records"]:
-            return Link("records", "log entries")
-        case ["answers", question, *_]:
-            return Link(f"question-{question}", "said by a person")
-        case ["answers"]:
-            return Link("questions", "open question")
-        case ["algorithm", "mechanism", *_]:
-            return Link("layer-algorithms", "mechanism")
-        case ["budget", *_]:
-            return Link("layer-guarantee", "ledger")
-        case ["measured_leakage", *_]:
-            return Link("layer-algorithms", "measurement")
-        case ["not_protected", *_]:
-            return Link("not-protected", "program")
-        case _:
-            return Link("home", "signed by the home")
+    section, name = [*pointer.split("/")[1:], ""][:2]
+    if section == "records" and name:
+        return Link(f"record-{name}", f"log entry {predicate['records'][name]['log_index']}")
+    if section == "answers" and name:
+        return Link(f"question-{name}", "said by a person")
+    if (section, name) == ("algorithm", "mechanism"):
+        return Link("layer-algorithms", "mechanism")
+    return _LINKS.get(section, Link("home", "signed by the home"))
 
 
 def tier(epsilon: float) -> str:

@@ -55,7 +55,7 @@ QUESTIONS: Final = (
     Question(
         "intended-use",
         "What is the model for, and who is to use it?",
-        "Policy knows one word for each purpose; a guarantee that suits one use may not suit another.",
+        "Policy knows one word for a purpose; a guarantee that suits one use may not suit another.",
         "the owner of the product",
     ),
     Question(
@@ -73,7 +73,7 @@ QUESTIONS: Final = (
     ),
     Question(
         "unit",
-        "Does one value of the unit column stand for everything of one person that could harm them?",
+        "Does one value of the unit column stand for all of one person that could harm them?",
         "The guarantee holds for each value of that column. A person under two values, or a family "
         "under none, is protected less or not at all.",
         "who knows how the identifiers were given out",
@@ -106,7 +106,7 @@ QUESTIONS: Final = (
     ),
     Question(
         "justification",
-        "Who chose epsilon, delta and the unit, by which process, and why are they acceptable here?",
+        "Who chose epsilon, delta and the unit, how, and why are they acceptable here?",
         "No number is acceptable by itself; people decide it and answer for it.",
         "who decided it, with the data protection officer",
     ),
@@ -133,7 +133,7 @@ _BY_ID: Final = {question.id: question for question in QUESTIONS}
 
 
 def read_answers(data: bytes, *, toml: bool) -> dict[str, Answer]:
-    """Read answers: a table for each question, with `answer` and `answered_by`; empty ones are open.
+    """Read answers: for each question `answer` and `answered_by`; where both are empty it is open.
 
     Raises:
         DataError: the file is neither TOML nor JSON as named, or a question, a field or a
@@ -212,8 +212,8 @@ def form() -> str:
     for question in QUESTIONS:
         choices = f"# One of: {', '.join(question.choices)}\n" if question.choices else ""
         parts.append(
-            f"# {question.question}\n# Why: {question.why}\n# Whom to ask: {question.who}\n{choices}"
-            f'[{question.id}]\nanswer = ""\nanswered_by = ""\n'
+            f"# {question.question}\n# Why: {question.why}\n# Whom to ask: {question.who}\n"
+            f'{choices}[{question.id}]\nanswer = ""\nanswered_by = ""\n'
         )
     return "\n".join(parts)
 

@@ -24,7 +24,6 @@ from llmos.reports import conclusions, evidence
 from llmos.reports.bundle import CertificateFile, open_file, read_json, read_proof
 from llmos.reports.certificate import DIGEST_FIELD, STATEMENT_TYPE
 
-_UNCOUNTED: Final = "not checked: certificates of version 1 carry no log entries"
 EPSILON_TOLERANCE: Final = 1e-3  # relative; between what is printed and what is derived again
 
 
@@ -70,18 +69,19 @@ class VerifiedCertificate:
             "log": self.log,
             "log_index": self.log_index,
             "log_size": self.log_size,
-            "records": _UNCOUNTED
-            if self.records_checked is None
-            else f"{self.records_checked} log entries proven; every sentence follows from the records",
-        } | self._registry()
+        } | self._sentences()
 
-    def _registry(self) -> dict[str, str]:
-        """Say how much of the registry's record people have answered."""
+    def _sentences(self) -> dict[str, str]:
+        """Say what stands behind the sentences, and how many questions people have answered."""
         if self.records_checked is None:
-            return {}
+            return {"records": "not checked: a certificate of version 1 carries no log entries"}
         registry = self.predicate["registry"]
         missing = ", ".join(registry["missing"])
-        return {"registry": f"tier {registry['tier']}" + (f"; open: {missing}" if missing else "")}
+        return {
+            "records": f"{self.records_checked} log entries proven; all sentences follow from them "
+            "and from what the home has signed",
+            "registry": f"tier {registry['tier']}" + (f"; open: {missing}" if missing else ""),
+        }
 
 
 def verify_bundle(

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from llmos.attacks import leak
 from llmos.attacks.leak import LeakReport
-from llmos.data.datasets import DatasetCard
 from llmos.crypto.proofs import LogProof
+from llmos.data.datasets import DatasetCard
 from llmos.errors import DataError, MeasurementError, ModelError
 from llmos.kernel import accounting
 from llmos.kernel.auditlog import LogEntry
