@@ -9,7 +9,6 @@ from typing import Any, Final
 
 import rfc8785
 
-from llmos.crypto.proofs import LogProof
 from llmos.errors import VerificationFailed
 from llmos.reports.certificate import (
     MEDIA_TYPE,
@@ -17,6 +16,7 @@ from llmos.reports.certificate import (
     PREDICATE_TYPE,
     PREDICATE_TYPE_1,
 )
+from llmos.transparency.proofs import LogProof
 
 LARGEST_FILE_BYTES: Final = 1 << 20
 _PREDICATE_TYPES: Final = {MEDIA_TYPE: PREDICATE_TYPE, MEDIA_TYPE_1: PREDICATE_TYPE_1}

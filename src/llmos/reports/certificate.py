@@ -16,7 +16,6 @@ import rfc8785
 
 from llmos.crypto import dsse
 from llmos.crypto.notes import NoteKey, decode_base64
-from llmos.crypto.proofs import LogProof
 from llmos.errors import LeakFound
 from llmos.privacy import mechanism_to_dict
 from llmos.reports import evidence, questions
@@ -30,6 +29,7 @@ from llmos.reports.facts import (
 )
 from llmos.reports.scope import NOT_PROTECTED, TRUST_MODEL
 from llmos.reports.theorems import THEOREMS
+from llmos.transparency.proofs import LogProof
 
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE: Final = "https://llmos.dev/privacy-certificate/v2"

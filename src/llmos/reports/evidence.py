@@ -15,11 +15,11 @@ from typing import Any, Final
 
 from llmos.crypto.merkle import leaf_hash
 from llmos.crypto.notes import Verifier
-from llmos.crypto.proofs import LogProof, verify_proof
 from llmos.errors import VerificationFailed
 from llmos.kernel import accounting, pricing
 from llmos.privacy import mechanism_from_dict
 from llmos.reports.sentences import Predicate, value_at
+from llmos.transparency.proofs import LogProof, verify_proof
 
 AMOUNT_TOLERANCE: Final = 1e-6  # relative; the mathematical libraries of two machines may differ
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmos.crypto.proofs import LogProof
 from llmos.privacy import Classification, JsonScalar, Mechanism, PrivacyLoss
 from llmos.reports.questions import Answer
+from llmos.transparency.proofs import LogProof
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from typing import Any, Final
 
 from llmos.attacks import leak
 from llmos.attacks.leak import LeakReport
-from llmos.crypto.proofs import LogProof
 from llmos.data.datasets import DatasetCard
 from llmos.errors import DataError, MeasurementError, ModelError
 from llmos.kernel import accounting
@@ -35,6 +34,8 @@ from llmos.reports.facts import (
     TrainingFacts,
 )
 from llmos.reports.questions import Answer, read_answers
+from llmos.transparency import proofs
+from llmos.transparency.proofs import LogProof
 from llmos.workflows import outputs
 from llmos.workflows.measure import guarantee, report_path
 from llmos.workflows.parts import Parts
@@ -183,7 +184,7 @@ def _certify(facts: CertificateFacts, entry: ModelEntry, who: Principal, parts: 
     with kernel.monitor.act(who, Action.REPORT, entry.resource, details=details, context={}):
         pass
     own = _newest(parts, {"own": {"/action": str(Action.REPORT), **_details(details)}})
-    return certificates.bundle(envelope, kernel.auditlog.prove(own["own"]), facts.evidence)
+    return certificates.bundle(envelope, proofs.prove(kernel.auditlog, own["own"]), facts.evidence)
 
 
 def _facts(
@@ -257,8 +258,8 @@ def _evidence(
             **_details({"leak_report_sha256": digest}),
         },
     }
-    prove = parts.kernel.auditlog.prove
-    return {name: prove(index) for name, index in _newest(parts, wanted).items()}
+    log = parts.kernel.auditlog
+    return {name: proofs.prove(log, index) for name, index in _newest(parts, wanted).items()}
 
 
 def _training_facts(entry: ModelEntry, request: TrainRequest) -> TrainingFacts:
