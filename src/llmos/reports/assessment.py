@@ -66,8 +66,9 @@ def _guarantee(p: Predicate) -> list[Sentence]:
         sentence(
             p,
             "accountant",
-            "Epsilon was calculated from the mechanism by {0}. Theorem: {1}.",
+            "Epsilon was calculated from the mechanism by {0}, in steps of {1} nats. Theorem: {2}.",
             "/guarantee/accountant",
+            "/guarantee/discretization",
             "/guarantee/theorem",
             "/algorithm/mechanism",
         ),
@@ -219,9 +220,9 @@ def _utility(p: Predicate) -> list[Sentence]:
         sentence(
             p,
             "unprotected-figures",
-            "Record attack: AUC {0}. All measured figures in this certificate were taken from "
-            "people's records without noise; the guarantee does not cover them.",
-            "/measured_leakage/record_membership/auc",
+            "All figures of the measurement: {0}. They were taken from people's records without "
+            "noise; the guarantee does not cover them.",
+            "/measured_leakage",
             "/records/measure",
         ),
     ]

@@ -67,6 +67,7 @@ _ENTRIES: Final[dict[str, tuple[dict[str, str], dict[str, str]]]] = {
         {
             "/details/leak_report_sha256": "/measured_leakage/leak_report_sha256",
             "/details/verdict": "/measured_leakage/verdict",
+            "/details/epsilon_lower_bound": "/measured_leakage/epsilon_lower_bound/lower",
         },
     ),
 }
@@ -75,15 +76,23 @@ NEEDED: Final = frozenset(_ENTRIES) - {"measure"}
 
 # Pointers to what only the home's signature stands for: no entry and no calculation holds it.
 HOME_ALONE: Final = (
+    "/issued_at",
+    "/answers",
+    "/guarantee/unit",
+    "/guarantee/accountant",
+    "/guarantee/discretization",
     "/algorithm/base_model/digest",
     "/algorithm/base_model/licence",
+    "/algorithm/model_kind",
     "/algorithm/parameters",
+    "/algorithm/sampler",
     "/implementation",
     "/data/classification",
     "/data/purposes",
-    "/guarantee/unit",
-    "/budget",
-    "/measured_leakage",
+    "/budget/cap",  # within `AMOUNT_TOLERANCE` of what follows from epsilon, delta and order
+    "/budget/spent",  # at least what was charged, at most the cap
+    "/budget/held",
+    "/measured_leakage",  # but verdict, lower bound and the leak report's hash, which are logged
 )
 
 
@@ -123,16 +132,16 @@ def _check_entry(name: str, entry: Mapping[str, Any], predicate: Predicate) -> N
         if found_at(entry, pointer) != expected:
             raise VerificationFailed(f"the record {name!r} is of something else: {pointer}")
     for pointer, place in said.items():
-        if not _same(found_at(entry, pointer), value_at(predicate, place)):
+        if not _same(found_at(entry, pointer), found_at(predicate, place)):
             raise VerificationFailed(
                 f"the certificate's {place} is not what the log recorded in {name!r}"
             )
 
 
-def found_at(entry: Mapping[str, Any], pointer: str) -> Any:  # noqa: ANN401 - any JSON value
-    """Return what a log entry has at a JSON pointer; None where there is nothing."""
+def found_at(document: Mapping[str, Any], pointer: str) -> Any:  # noqa: ANN401 - any JSON value
+    """Return what stands at a JSON pointer; None where there is nothing."""
     try:
-        return value_at(entry, pointer)
+        return value_at(document, pointer)
     except (KeyError, TypeError, ValueError):
         return None
 

@@ -51,8 +51,8 @@ def value_at(document: Any, pointer: str) -> Any:  # noqa: ANN401 - any JSON val
 def words(value: object) -> str:
     """Write a JSON value in a sentence; 8 and 8.0 are the same number in JSON.
 
-    >>> [words(v) for v in (None, True, 8.0, 0.00001, ["a", 2], {"loss": 0.123456789})]
-    ['none', 'yes', '8', '1e-05', 'a, 2', 'loss 0.123457']
+    >>> [words(v) for v in (None, True, 8.0, 0.00001, ["a", 2], {"a": {"loss": 0.123456789}})]
+    ['none', 'yes', '8', '1e-05', 'a, 2', 'a (loss 0.123457)']
     """
     match value:
         case None:
@@ -62,8 +62,12 @@ def words(value: object) -> str:
         case float():
             return f"{value:.6g}"
         case Mapping():
-            return ", ".join(f"{name} {words(value[name])}" for name in sorted(value))
+            return ", ".join(f"{name} {_inner(value[name])}" for name in sorted(value))
         case list():
             return ", ".join(map(words, value))
         case _:
             return str(value)
+
+
+def _inner(value: object) -> str:
+    return f"({words(value)})" if isinstance(value, Mapping) else words(value)

@@ -108,14 +108,20 @@ def run(
     outputs.write(path, data)
     outputs.write(html, page.render(verified, documents).encode())
     registry = verified.predicate["registry"]
-    record = None
-    if registry["tier"]:
-        record = folder / f"{model}.registry.json"
-        text = json.dumps(registry["record"], ensure_ascii=False, indent=2)
-        outputs.write(record, f"{text}\n".encode())
+    record = _write_record(registry, folder / f"{model}.registry.json")
     return ReportFiles(
         path, html, public_keys, record, registry["tier"], tuple(registry["missing"])
     )
+
+
+def _write_record(registry: Mapping[str, Any], path: Path) -> Path | None:
+    """Write the registry's record if it reaches a tier; take that of an earlier report away."""
+    if not registry["tier"]:
+        outputs.remove(path)
+        return None
+    text = json.dumps(registry["record"], ensure_ascii=False, indent=2)
+    outputs.write(path, f"{text}\n".encode())
+    return path
 
 
 def write_questions(path: Path) -> None:

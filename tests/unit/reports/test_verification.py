@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from llmos.crypto.notes import NoteKey
 from llmos.errors import VerificationFailed
 from llmos.privacy import Neighboring
-from llmos.reports.certificate import CertificateFacts
+from llmos.reports.bundle import LARGEST_FILE_BYTES
+from llmos.reports.certificate import MEDIA_TYPE_1
+from llmos.reports.facts import CertificateFacts
 from llmos.reports.verification import (
-    LARGEST_FILE_BYTES,
     verify_bundle,
     verify_log_proof,
 )
@@ -47,7 +48,7 @@ def test_the_model_at_hand_must_be_the_certified_one(
         verify_bundle(certificate, public_keys, model_digest="00" * 32)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_single_changed_byte_fails(
     certificate: bytes, public_keys: str, data: st.DataObject
@@ -87,6 +88,10 @@ def test_white_space_duplicates_and_foreign_fields_are_refused(
         (certificate[:-1] + b',"mediaType":"x"}', "twice"),
         (rfc8785.dumps({**fields, "note": "trust me"}), "other fields"),
         (rfc8785.dumps({**fields, "mediaType": "text/plain"}), "not a privacy certificate"),
+        (rfc8785.dumps({**fields, "mediaType": ["a"]}), "not a privacy certificate"),
+        (rfc8785.dumps({**fields, "mediaType": MEDIA_TYPE_1}), "other fields"),
+        (rfc8785.dumps({**fields, "records": None}), "no proofs of its records"),
+        (rfc8785.dumps({**fields, "records": {"import": None}}), "no log proof"),
         (rfc8785.dumps({**fields, "log_proof": None}), "no log proof"),
         (rfc8785.dumps({**fields, "log_proof": {**fields["log_proof"], "x": 1}}), "not ours"),
         (rfc8785.dumps({**fields, "envelope": {**fields["envelope"], "x": 1}}), "not ours"),
@@ -189,6 +194,12 @@ def _set(path: str, value: object) -> Change:
         ("predicate.algorithm.mechanism.type", "laplace", "lacks or misuses"),
         ("predicate.algorithm.mechanism.steps", 19, "its mechanism gives"),
         ("predicate.issuer", "someone else", "another issuer"),
+        ("predicate.surprise", {}, "other sections"),
+        ("predicate.records", {}, "other log entries"),
+        ("predicate.budget.spent", -1, "lacks or misuses"),
+        ("predicate.budget.renyi_order", 1, "lacks or misuses"),
+        ("predicate.budget.charged", {}, "not what the log recorded"),
+        ("predicate.deployment", None, "lacks or misuses"),
         ("predicate.measured_leakage.epsilon_lower_bound.lower", 50.0, "refutes"),
     ],
 )
