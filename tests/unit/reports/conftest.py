@@ -13,16 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import rfc8785
+from tests.trees import Tree
 
 from llmos.attacks.leak import MeasuredModel, measure, to_document
 from llmos.attacks.scoring import Scores
 from llmos.crypto import dsse
-from llmos.crypto.merkle import (
-    completed_nodes,
-    inclusion_proof,
-    leaf_hash,
-    tree_root,
-)
 from llmos.crypto.notes import Checkpoint, NoteKey, sign_note
 from llmos.kernel import accounting, pricing
 from llmos.privacy import (
@@ -45,6 +40,7 @@ from llmos.reports.facts import (
     TrainingFacts,
 )
 from llmos.reports.questions import QUESTIONS, Answer
+from llmos.transparency.audit_paths import inclusion_proof
 from llmos.transparency.proofs import LogProof
 
 Document = dict[str, Any]
@@ -220,18 +216,13 @@ def prove_all(entries: Sequence[Mapping[str, Any]], log_key: NoteKey) -> list[Lo
         *(rfc8785.dumps(dict(entry)) for entry in entries),
         b"a later entry",
     ]
-    nodes: dict[tuple[int, int], bytes] = {}
-    for size, leaf in enumerate(leaves):
-        for level, index, node in completed_nodes(size, leaf_hash(leaf), lambda *at: nodes[at]):
-            nodes[level, index] = node
-    size = len(leaves)
-    root = tree_root(size, lambda *at: nodes[at])
-    note = sign_note(Checkpoint(log_key.name, size, root).text(), log_key)
+    tree = Tree(leaves)
+    note = sign_note(Checkpoint(log_key.name, tree.size, tree.root(tree.size)).text(), log_key)
     return [
         LogProof(
-            index, size, inclusion_proof(index, size, lambda *at: nodes[at]), note, leaves[index]
+            index, tree.size, inclusion_proof(index, tree.size, tree.read), note, leaves[index]
         )
-        for index in range(12, size - 1)
+        for index in range(12, tree.size - 1)
     ]
 
 
