@@ -1,4 +1,4 @@
-"""The threat model names only tests that exist, numbers its risks and is found where people look."""
+"""The threat model names only tests that exist, numbers its risks and is found by people."""
 
 from __future__ import annotations
 
