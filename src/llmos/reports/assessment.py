@@ -242,7 +242,7 @@ def _security(p: Predicate) -> list[Sentence]:
         sentence(
             p,
             "recorded",
-            "The acts behind it are log entries with these places and leaf hashes: {0}.",
+            "The acts behind it are entries of the log; the records name their places and hashes.",
             "/records",
         ),
         sentence(

@@ -71,6 +71,20 @@ _ENTRIES: Final[dict[str, tuple[dict[str, str], dict[str, str]]]] = {
         },
     ),
 }
+# Pointer into the predicate -> the record that holds the same; the last one that says it.
+LOGGED: Final = {place: name for name, (_, said) in _ENTRIES.items() for place in said.values()} | {
+    "/data/name": "import",
+}
+# What follows from the mechanism by calculation.
+CALCULATED: Final = (
+    "/guarantee/epsilon",
+    "/guarantee/replace_one_epsilon",
+    "/guarantee/neighboring",
+    "/budget/cap",
+    "/budget/epsilon",
+    "/budget/delta",
+    "/budget/renyi_order",
+)
 _OF_THE_DATASET: Final = frozenset({"import", "fit", "settle", "publish"})
 NEEDED: Final = frozenset(_ENTRIES) - {"measure"}
 

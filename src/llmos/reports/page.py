@@ -15,6 +15,8 @@ from llmos.kernel import accounting
 from llmos.privacy import PrivacyLoss
 from llmos.reports import plots
 from llmos.reports.arms import Arm, Attack, Secrets, at_least, at_most, read_arm
+from llmos.reports.conclusions import FIXED
+from llmos.reports.evidence import CALCULATED, LOGGED
 from llmos.reports.sentences import Predicate, Sentence
 from llmos.reports.verification import VerifiedCertificate
 
@@ -50,7 +52,7 @@ _LINKS: Final = {
     "answers": Link("questions", "open question"),
     "budget": Link("layer-guarantee", "ledger"),
     "measured_leakage": Link("measured", "measurement"),
-    "not_protected": Link("not-protected", "said of the program"),
+    "issuer": Link("home", "key of the home"),
 }
 
 
@@ -122,13 +124,23 @@ def evidence(said: Sentence, predicate: Predicate) -> list[Link]:
 
 def _link(pointer: str, predicate: Predicate) -> Link:
     section, name = [*pointer.split("/")[1:], ""][:2]
-    if section == "records" and name:
-        return Link(f"record-{name}", f"log entry {predicate['records'][name]['log_index']}")
+    record = name if section == "records" else _record_of(pointer)
+    if record in predicate["records"]:
+        return Link(f"record-{record}", f"log entry {predicate['records'][record]['log_index']}")
     if section == "answers" and name:
         return Link(f"question-{name}", "said by a person")
-    if (section, name) == ("algorithm", "mechanism"):
-        return Link("layer-algorithms", "mechanism")
+    if pointer in CALCULATED:
+        return Link("home", "calculated again")
+    if pointer in FIXED or section == "not_protected":
+        return Link("not-protected", "said of the program")
     return _LINKS.get(section, Link("home", "signed by the home"))
+
+
+def _record_of(pointer: str) -> str:
+    """Return the record that holds what stands at a pointer, or what it is a part of."""
+    while pointer and pointer not in LOGGED:
+        pointer = pointer.rpartition("/")[0]
+    return LOGGED.get(pointer, "")
 
 
 def tier(epsilon: float) -> str:

@@ -177,4 +177,6 @@ def test_a_certificate_that_was_issued_once_still_verifies(version: str) -> None
     )
     assert verified.model == "private"
     assert verified.records_checked == (None if version == "v1" else 5)
-    assert str(verified.summary()["records"]).startswith("not checked" if version == "v1" else "5 log")
+    assert str(verified.summary()["records"]).startswith(
+        "not checked" if version == "v1" else "5 log"
+    )
