@@ -71,6 +71,12 @@ _ENTRIES: Final[dict[str, tuple[dict[str, str], dict[str, str]]]] = {
         },
     ),
 }
+# The same of fields that imports recorded only since certificates are of version 2.
+_LATER: Final = {
+    "/details/unit": "/guarantee/unit",
+    "/details/classification": "/data/classification",
+    "/details/purposes": "/data/purposes",
+}
 # Pointer into the predicate -> the record that holds the same; the last one that says it.
 LOGGED: Final = {place: name for name, (_, said) in _ENTRIES.items() for place in said.values()} | {
     "/data/name": "import",
@@ -88,11 +94,11 @@ CALCULATED: Final = (
 _OF_THE_DATASET: Final = frozenset({"import", "fit", "settle", "publish"})
 NEEDED: Final = frozenset(_ENTRIES) - {"measure"}
 
-# Pointers to what only the home's signature stands for: no entry and no calculation holds it.
+# Pointers to what only the home's signature stands for: no entry and no calculation holds it; of
+# datasets that were imported before version 2 also what `_LATER` names.
 HOME_ALONE: Final = (
     "/issued_at",
     "/answers",
-    "/guarantee/unit",
     "/guarantee/accountant",
     "/guarantee/discretization",
     "/algorithm/base_model/digest",
@@ -101,8 +107,6 @@ HOME_ALONE: Final = (
     "/algorithm/parameters",
     "/algorithm/sampler",
     "/implementation",
-    "/data/classification",
-    "/data/purposes",
     "/budget/cap",  # within `AMOUNT_TOLERANCE` of what follows from epsilon, delta and order
     "/budget/spent",  # at least what was charged, at most the cap
     "/budget/held",
@@ -138,6 +142,10 @@ def check(predicate: Predicate, proofs: Mapping[str, LogProof], log_key: Verifie
 
 def _check_entry(name: str, entry: Mapping[str, Any], predicate: Predicate) -> None:
     kind, said = _ENTRIES[name]
+    if name == "import":
+        said = said | {
+            pointer: place for pointer, place in _LATER.items() if found_at(entry, pointer)
+        }
     if name in _OF_THE_DATASET:
         resource = f"Dataset::{predicate['data']['name']}"
     else:

@@ -175,6 +175,9 @@ def records_for(facts: CertificateFacts) -> dict[str, Document]:
                 "fingerprint": facts.dataset.fingerprint,
                 "units": facts.dataset.units,
                 "records": facts.dataset.records,
+                "unit": facts.guarantee.loss.unit.column,
+                "classification": str(facts.dataset.classification),
+                "purposes": list(facts.dataset.purposes),
             },
         },
         "fit": {

@@ -25,7 +25,7 @@ Change = Callable[[Document], object]
 FIELDS = [
     (name, pointer, place)
     for name, (_, said) in evidence._ENTRIES.items()
-    for pointer, place in said.items()
+    for pointer, place in (said | (evidence._LATER if name == "import" else {})).items()
 ]
 
 
@@ -162,6 +162,20 @@ def test_a_charge_that_does_not_follow_from_the_mechanism_is_refused_though_it_i
     false = replace(facts, budget=replace(facts.budget, charged=cheaper))
     with pytest.raises(VerificationFailed, match="does not follow from the mechanism"):
         verify_bundle(make_bundle(false), public_keys)
+
+
+def test_an_import_of_before_says_less_and_what_it_says_is_compared(
+    facts: CertificateFacts,
+    made: Document,
+    keys: tuple[NoteKey, NoteKey],
+    make_signed: Callable[..., bytes],
+    public_keys: str,
+) -> None:
+    records = records_for(facts)
+    for pointer in evidence._LATER:
+        del records["import"]["details"][pointer.rpartition("/")[2]]
+    statement, proofs = resealed(records, made, keys)
+    assert verify_bundle(make_signed(statement, records=proofs), public_keys).model == "ward"
 
 
 def test_what_only_the_home_says_is_listed(made: Document) -> None:

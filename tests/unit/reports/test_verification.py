@@ -151,6 +151,25 @@ def test_the_log_entry_must_be_of_this_certificate(
         verify_bundle(make_bundle(facts, **change), public_keys)
 
 
+@pytest.mark.parametrize("change", [{"actor": "eve"}, {"resource": "Model::other"}])
+def test_the_log_entry_must_be_by_whom_and_about_what_the_certificate_says(
+    make_bundle: Callable[..., bytes],
+    facts: CertificateFacts,
+    public_keys: str,
+    change: dict[str, Any],
+) -> None:
+    with pytest.raises(VerificationFailed, match="another actor or is about another model"):
+        verify_bundle(make_bundle(facts, **change), public_keys)
+
+
+def test_a_certificate_need_not_speak_of_replace_one(
+    make_bundle: Callable[..., bytes], facts: CertificateFacts, public_keys: str
+) -> None:
+    silent = replace(facts, guarantee=replace(facts.guarantee, replace_one_epsilon=None))
+    verified = verify_bundle(make_bundle(silent), public_keys)
+    assert "replace-one" not in json.dumps(verified.predicate["assessment"])
+
+
 @pytest.mark.parametrize("factor", [0.5, 1 - 2e-3, 1 + 2e-3, 2.0])
 def test_an_epsilon_that_does_not_follow_from_the_mechanism_fails_even_when_signed(
     make_bundle: Callable[..., bytes], facts: CertificateFacts, public_keys: str, factor: float
@@ -195,6 +214,11 @@ def _set(path: str, value: object) -> Change:
         ("predicate.algorithm.mechanism.steps", 19, "its mechanism gives"),
         ("predicate.issuer", "someone else", "another issuer"),
         ("predicate.surprise", {}, "other sections"),
+        ("subject", [{"name": "x", "digest": {"sha256": "ab" * 32}}], "is not the model"),
+        ("subject", [{"name": "ward", "digest": {"sha256": "00" * 32}}], "is not the model"),
+        ("predicate.guarantee.replace_one_epsilon", 0.1, "for replace-one, its mechanism gives"),
+        ("predicate.guarantee.theorem", "trust me", "is not that of version 2"),
+        ("predicate.answers", {"consent": {"answer": ""}}, "lacks or misuses"),
         ("predicate.records", {}, "other log entries"),
         ("predicate.budget.spent", -1, "lacks or misuses"),
         ("predicate.budget.renyi_order", 1, "lacks or misuses"),
