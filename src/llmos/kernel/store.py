@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -228,8 +229,9 @@ def _translated(path: Path) -> Iterator[None]:
     """Turn faults of the disk and the file into typed errors; let wrong statements through."""
     try:
         yield
-    except DatabaseError as error:
-        name = getattr(error.orig, "sqlite_errorname", "")
+    except (DatabaseError, sqlite3.DatabaseError) as error:  # a pragma goes past SQLAlchemy
+        cause = error.orig if isinstance(error, DatabaseError) else error
+        name = getattr(cause, "sqlite_errorname", "")
         if name == "SQLITE_FULL":
             raise StorageFull(
                 f"{path}: there is no room left on the device; nothing was changed",
@@ -242,6 +244,6 @@ def _translated(path: Path) -> Iterator[None]:
             ) from error
         if name.startswith(_DISK_FAULTS):
             raise StorageError(
-                f"{path}: {error.orig}", hint="`llmos doctor` checks the home's files"
+                f"{path}: {cause}", hint="`llmos doctor` checks the home's files"
             ) from error
         raise
