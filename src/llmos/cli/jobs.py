@@ -18,6 +18,7 @@ from llmos.cli.session import (
     print_table,
     with_session,
 )
+from llmos.errors import JobError
 
 if TYPE_CHECKING:
     from llmos.system import System
@@ -34,7 +35,7 @@ def jobs() -> None:
 @with_session
 def list_(session: Session, as_json: bool) -> None:
     """List the jobs, newest first."""
-    rows = session.system().job_overview()
+    rows = session.system().jobs.overview()
     if as_json:
         print_json(rows)
         return
@@ -54,7 +55,7 @@ def list_(session: Session, as_json: bool) -> None:
 @with_session
 def show(session: Session, job_id: str, as_json: bool) -> None:
     """Show a job: request, state, reservation and result."""
-    facts = session.system().job_facts(job_id)
+    facts = session.system().jobs.facts(job_id)
     if as_json:
         print_json(facts)
         return
@@ -67,8 +68,8 @@ def show(session: Session, job_id: str, as_json: bool) -> None:
 @json_option
 @with_session
 def resume(session: Session, job_id: str, as_json: bool) -> None:
-    """Go on with a job that was killed, interrupted or failed; nothing is charged twice."""
-    _run(session, job_id, session.system().resume, as_json=as_json)
+    """Go on with a job that was killed or interrupted; nothing is charged twice."""
+    _run(session, job_id, session.system().jobs.resume, as_json=as_json)
 
 
 @jobs.command()
@@ -79,7 +80,7 @@ def resume(session: Session, job_id: str, as_json: bool) -> None:
 @with_session
 def retry(session: Session, job_id: str, reason: str, as_json: bool) -> None:
     """Run a failed job again, from the steps that it completed; nothing is charged twice."""
-    _run(session, job_id, partial(session.system().retry, reason=reason), as_json=as_json)
+    _run(session, job_id, partial(session.system().jobs.retry, reason=reason), as_json=as_json)
 
 
 @jobs.command()
@@ -91,6 +92,7 @@ def work(session: Session, once: bool, as_json: bool) -> None:
     """Run the jobs that are queued or were interrupted, oldest first, until Ctrl-C.
 
     A job that another process runs is left to it; one that fails is reported, and the next begins.
+    The exit status says whether one of them failed.
     """
     system = session.system()
 
@@ -105,9 +107,15 @@ def work(session: Session, once: bool, as_json: bool) -> None:
         why = f": {left['error']}" if left["error"] else ""
         click.echo(f"job {left['id']} is {left['state']}{why}")
 
-    done = system.work(once=once, watch=watch, report=None if as_json else report)
+    done = system.jobs.work(once=once, watch=watch, report=None if as_json else report)
+    failed = [left["id"] for left in done if left["state"] == "failed"]
     if as_json:
         print_json(done)
+        if failed:  # the value on standard output names them
+            click.get_current_context().exit(JobError.exit_status)
+    elif failed:
+        hint = f"llmos jobs show {failed[0]}"
+        raise JobError(f"{len(failed)} of {len(done)} jobs failed", hint=hint)
     elif not done:
         click.echo("no job waits")
 
@@ -118,7 +126,7 @@ def work(session: Session, once: bool, as_json: bool) -> None:
 @with_session
 def cancel(session: Session, job_id: str, as_json: bool) -> None:
     """Stop a job at its next step; only the steps that were run are charged."""
-    state = session.system().cancel(job_id)
+    state = session.system().jobs.cancel(job_id)
     if as_json:
         print_json({"id": job_id, "state": state})
         return
@@ -137,4 +145,4 @@ def _run(session: Session, job_id: str, run: Callable[..., Any], *, as_json: boo
 def _progress(system: System, job_id: str, *, as_json: bool) -> AbstractContextManager[OnStep]:
     from llmos.cli.progress import training_progress
 
-    return training_progress(system.job_steps(job_id), quiet=as_json)
+    return training_progress(system.jobs.steps(job_id), quiet=as_json)
