@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from tests.faults import training
 from tests.homes import write_notes
 
 import llmos
@@ -30,6 +31,7 @@ class Stage:
     """One home and what its acts leave for those that follow."""
 
     home: Path
+    tell: Callable[..., None] = lambda **_event: None  # where acts say what they have done so far
     _opened: System | None = None
     grants: dict[str, Grant] = field(default_factory=dict)
     objects: dict[str, str] = field(default_factory=dict)  # object ids by a name
@@ -66,11 +68,11 @@ class Stage:
             holdout=0,
         )
 
-    def admit(self, job: str) -> None:
+    def admit(self, job: str, mechanism: PoissonSampledGaussian = MECHANISM) -> None:
         """Reserve the budget of a training."""
         card = self.system.datasets.card("notes")
         column = card.unit_column
-        charge = Charge(card.name, "training", card.fingerprint, column, MECHANISM)
+        charge = Charge(card.name, "training", card.fingerprint, column, mechanism)
         admission = self.system.kernel.monitor.admit(
             self.system.who,
             Action.TRAIN_PRIVATE,
@@ -102,11 +104,15 @@ class Stage:
 
     def rotate(self) -> None:
         """Do all the stages of a rotation."""
-        self.system.rotate_vault()
+        self.system.vault.rotate()
 
     def rekey(self) -> None:
         """Let a passphrase keep the root key from now on."""
-        self.system.rekey_vault(Passphrase(PASSPHRASE, _CHEAP))
+        self.system.vault.rekey(Passphrase(PASSPHRASE, _CHEAP))
+
+    def train(self) -> None:
+        """Run the submitted training job to its end."""
+        training.run(self.system, lambda step: self.tell(saved=step))
 
     def close(self) -> None:
         """Close the databases; SQLite then moves its log into the file."""
@@ -155,7 +161,15 @@ IMPORT: Final[tuple[Act, ...]] = (
     OPENING,
     ("import", lambda stage: stage.import_notes()),
 )
-SUBJECTS: Final = {"ledger": LEDGER, "log": LOG, "keys": KEYS, "making": MAKING, "import": IMPORT}
+TRAINING: Final[tuple[Act, ...]] = (OPENING, ("train", lambda stage: stage.train()))
+SUBJECTS: Final = {
+    "ledger": LEDGER,
+    "log": LOG,
+    "keys": KEYS,
+    "making": MAKING,
+    "import": IMPORT,
+    "training": TRAINING,
+}
 
 
 def prepare(subject: str, folder: Path) -> None:
@@ -164,6 +178,8 @@ def prepare(subject: str, folder: Path) -> None:
     stage = Stage(folder / "home")
     if subject != "making":
         stage.make()
-    if subject == "ledger":
+    if subject in {"ledger", "training"}:
         stage.import_notes()
+    if subject == "training":
+        training.submit(stage.system)
     stage.close()

@@ -46,7 +46,7 @@ def perform(
     acts: tuple[Act, ...], folder: Path, fault: Fault, nth: int, *, describe: bool
 ) -> None:
     """Do the acts in order; after a refusal the disk works again, and so must this process."""
-    stage = Stage(folder / "home")
+    stage = Stage(folder / "home", tell)
     disk.arm(folder, fault, nth)
     for name, act in acts:
         try:

@@ -8,12 +8,12 @@ import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.faults import disk
@@ -22,13 +22,16 @@ from tests.faults.disk import Fault
 from tests.faults.state import state
 from tests.homes import checked_books, opened, process_environment
 
+if TYPE_CHECKING:
+    from llmos.system import System
+
 REPOSITORY = Path(__file__).parents[2]
 FAULTS = [pytest.param(fault, id=fault.name.lower()) for fault in Fault if fault is not Fault.NONE]
 EVERY_CALL = "EVERY_CALL" in os.environ  # noqa: TID251 - `make nightly` sets it
 # Otherwise each third, fifth or eleventh call is hit, from one that is drawn anew in each run. The
 # steps are odd because SQLite writes a page in two calls. Making a home has many calls in one act.
 _STEPS = {Fault.KILL: 3, Fault.IO_ERROR: 5, Fault.POWER_CUT: 5}
-_LARGE_STEPS = {"making": 31, "import": 9}
+_LARGE_STEPS = {"making": 31, "import": 9, "training": 9}
 
 
 @dataclass(slots=True)
@@ -39,6 +42,7 @@ class Trial:
     states: list[dict[str, Any] | None] = field(default_factory=list)  # after each act that is done
     refused: list[dict[str, Any]] = field(default_factory=list)
     broke: list[str] = field(default_factory=list)
+    saved: int = 0  # the step of the newest checkpoint that was told of
     calls: int = 0
     ended: int = 0  # exit status, negative: the signal
 
@@ -55,6 +59,7 @@ class Injector:
     process: subprocess.Popen[str]
     folder: Path  # where copies are made
     states: list[dict[str, Any] | None]  # before the first act and after each
+    finish: Callable[[System, Trial], None] | None  # goes on with an act that has parts
 
     def trial(self, fault: Fault, nth: int) -> tuple[Trial, Path]:
         """Do the acts on a fresh copy; return what was told, and the copy."""
@@ -96,13 +101,20 @@ class Injector:
             assert None in allowed, where
             return
         with opened(home, passphrase=PASSPHRASE) as system:
-            assert (left := state(system)) in allowed, f"{where}: {left} is none of {allowed}"
+            if self.finish is None:
+                left = state(system)
+                assert left in allowed, f"{where}: {left} is none of {allowed}"
+            else:
+                self.finish(system, trial)
+                assert _ended(state(system)) == _ended(self.states[-1]), where
             checked_books(system, strays=10)
             assert not list(home.glob("objects/??/*.part")) or killed, where
 
 
 @contextmanager
-def injector(subject: str, folder: Path) -> Iterator[Injector]:
+def injector(
+    subject: str, folder: Path, finish: Callable[[System, Trial], None] | None = None
+) -> Iterator[Injector]:
     """Start a driver; do its acts once on a disk that works, to know the states in between."""
     prepared = folder / "prepared"
     prepared.mkdir()
@@ -118,7 +130,7 @@ def injector(subject: str, folder: Path) -> Iterator[Injector]:
     ) as process:
         try:
             _told(process, "ready")
-            made = Injector(subject, process, folder, [])
+            made = Injector(subject, process, folder, [], finish)
             trial, copy = made.trial(Fault.NONE, 0)
             assert (trial.ended, trial.broke) == (0, []), trial
             made.states.extend([_before(prepared / "home"), *trial.states])
@@ -126,6 +138,13 @@ def injector(subject: str, folder: Path) -> Iterator[Injector]:
             yield made
         finally:
             process.kill()
+
+
+def _ended(left: dict[str, Any] | None) -> dict[str, Any]:
+    """Return a state without the records of attempts, of which an interrupted act has more."""
+    assert left is not None
+    ends = [record for record in left["records"] if record[1] == "settled"]
+    return left | {"records": ends}
 
 
 def _before(home: Path) -> dict[str, Any] | None:
@@ -150,6 +169,8 @@ def _told(process: subprocess.Popen[str], last: str) -> Trial:
                 trial.calls = event["calls"]
             case {"broke": name, "error": error}:
                 trial.broke.append(f"{name}: {error}")
+            case {"saved": step}:
+                trial.saved = step
             case {"calls": calls}:
                 trial.calls = max(trial.calls, calls)
             case {"ended": status}:

@@ -32,7 +32,7 @@ def state(system: System) -> dict[str, Any]:
     return {
         "pools": [[pool.id, pool.cap, pool.spent, pool.held] for pool in kernel.budget.pools()],
         "reservations": sorted(
-            [pool.id, str(found.state), found.steps_done, found.costs[pool.id]]
+            [pool.id, found.mechanism.steps, str(found.state), found.steps_done, found.costs[pool.id]]
             for pool in kernel.budget.pools()
             for found in kernel.budget.reservations(pool.id)
         ),
@@ -48,7 +48,7 @@ def state(system: System) -> dict[str, Any]:
         "models": [[entry.name, entry.digest] for entry in system.registry.models()],
         "jobs": [
             [job.kind, str(job.state), objects.get(job.checkpoint or "")]
-            for job in kernel.jobs.jobs()
+            for job in system.parts.jobs.jobs()
         ],
     }
 
@@ -74,7 +74,7 @@ def _wanted(system: System, objects: dict[str, list[str]]) -> set[str]:
     for card in system.datasets.cards():
         wanted |= {card.object_id, card.holdout_object_id, card.canary_object_id}
     wanted |= {model.location for model in system.registry.models() if model.kind == "adapter"}
-    return wanted | {job.checkpoint for job in system.kernel.jobs.jobs() if job.checkpoint}
+    return wanted | {job.checkpoint for job in system.parts.jobs.jobs() if job.checkpoint}
 
 
 def _secrets(kernel: Kernel) -> list[str]:
