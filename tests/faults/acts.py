@@ -1,4 +1,4 @@
-"""The acts that are done on homes while their disk fails; each can be done again after a refusal."""
+"""The acts that are done on homes while their disk fails; each can be repeated after a refusal."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
     LD_PRELOAD=disk.so python -m tests.faults.driver SUBJECT FOLDER
 
 It fills FOLDER with what the acts begin with. Then each line of its input, `COPY FAULT NTH`, names
-a copy of that folder. The answer is a line of JSON for each event, the last one of which is `ended`.
+a copy of that folder. The answer is a line of JSON for each event, the last of which is `ended`.
 Starting Python and loading LLMOS takes seconds, forking a process that did takes milliseconds.
 """
 
@@ -42,9 +42,7 @@ def main(subject: str, folder: Path) -> None:
         tell(ended=os.waitstatus_to_exitcode(status))
 
 
-def perform(
-    acts: tuple[Act, ...], folder: Path, fault: Fault, nth: int, *, describe: bool
-) -> None:
+def perform(acts: tuple[Act, ...], folder: Path, fault: Fault, nth: int, *, describe: bool) -> None:
     """Do the acts in order; after a refusal the disk works again, and so must this process."""
     stage = Stage(folder / "home", tell)
     disk.arm(folder, fault, nth)

@@ -31,7 +31,7 @@ EVERY_CALL = "EVERY_CALL" in os.environ  # noqa: TID251 - `make nightly` sets it
 # Otherwise each third, fifth or eleventh call is hit, from one that is drawn anew in each run. The
 # steps are odd because SQLite writes a page in two calls. Making a home has many calls in one act.
 _STEPS = {Fault.KILL: 3, Fault.IO_ERROR: 5, Fault.POWER_CUT: 5}
-_LARGE_STEPS = {"making": 31, "import": 9, "training": 9}
+_LARGE_STEPS = {"making": 31, "import": 9, "training": 17}
 
 
 @dataclass(slots=True)
@@ -87,7 +87,7 @@ class Injector:
         raise AssertionError("there is always a last call")
 
     def examine(self, trial: Trial, copy: Path, where: str) -> None:
-        """Look at a home from the outside: what was acknowledged is there, and no half of an act."""
+        """Look at a home from outside: what was acknowledged is there, and no half of an act."""
         assert not trial.broke, f"{where}: {trial.broke}"
         killed = trial.ended == -9
         assert trial.ended in {0, -9}, where

@@ -32,7 +32,13 @@ def state(system: System) -> dict[str, Any]:
     return {
         "pools": [[pool.id, pool.cap, pool.spent, pool.held] for pool in kernel.budget.pools()],
         "reservations": sorted(
-            [pool.id, found.mechanism.steps, str(found.state), found.steps_done, found.costs[pool.id]]
+            [
+                pool.id,
+                found.mechanism.steps,
+                str(found.state),
+                found.steps_done,
+                found.costs[pool.id],
+            ]
             for pool in kernel.budget.pools()
             for found in kernel.budget.reservations(pool.id)
         ),

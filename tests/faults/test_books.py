@@ -1,4 +1,4 @@
-"""The ledger and the log on a disk that fails: what was acknowledged stays, nothing is half done."""
+"""The ledger and the log on a disk that fails: what was told stays, nothing is half done."""
 
 from __future__ import annotations
 

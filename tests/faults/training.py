@@ -1,4 +1,4 @@
-"""A training job without its arithmetic: all that one writes, in the order and by the code of one."""
+"""A training job without its arithmetic: all that one writes, and by the same code."""
 
 from __future__ import annotations
 

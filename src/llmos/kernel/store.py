@@ -23,6 +23,8 @@ _BEGIN: Final = "llmos_begin"  # execution option: how a connection begins its t
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _BRANCHES: Final = {schema.KERNEL: "kernel", schema.KEYS: "keys"}
 
+# No room for a transaction; no room for the index that SQLite makes when it opens a database.
+_NO_ROOM: Final = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")
 # SQLite's primary result codes that speak of the disk or the file, not of a wrong statement.
 _DISK_FAULTS: Final = (
     "SQLITE_CANTOPEN",
@@ -232,7 +234,7 @@ def _translated(path: Path) -> Iterator[None]:
     except (DatabaseError, sqlite3.DatabaseError) as error:  # a pragma goes past SQLAlchemy
         cause = error.orig if isinstance(error, DatabaseError) else error
         name = getattr(cause, "sqlite_errorname", "")
-        if name == "SQLITE_FULL":
+        if name in _NO_ROOM:
             raise StorageFull(
                 f"{path}: there is no room left on the device; nothing was changed",
                 hint="free some space and run the command again",
