@@ -44,7 +44,7 @@ class Writers:
         line = self._process.stdout.readline()
         assert line, "the writers ended"
         event = json.loads(line)
-        kind = next(iter(event))
+        kind = str(next(iter(event)))
         self.told[kind][event[kind]] = event
         return kind
 
@@ -122,8 +122,8 @@ def check(system: System, told: Told) -> None:
     size = kernel.auditlog.verify().size
     records = [entry.fields for entry in kernel.auditlog.entries(limit=size)]
     assert told["appended"].keys() <= {record.get("number") for record in records}
-    settled = [r["details"]["job"] for r in records if r.get("outcome") == "settled"]
-    assert len(settled) == len(set(settled)) == sum(f.state == "committed" for f in ledger.values())
+    charged = [r["details"]["job"] for r in records if r.get("outcome") == "settled"]
+    assert len(charged) == len(set(charged)) == sum(f.state == "committed" for f in ledger.values())
     for object_id, put in told["put"].items():
         if object_id not in told["deleting"]:
             plain = kernel.vault.read(object_id, "note", Everything())
