@@ -35,6 +35,7 @@ from llmos.jobs.jobs import JobState
 from llmos.kernel.identity import Role
 from llmos.kernel.store import now
 from llmos.system import System
+from llmos.transparency.audit_paths import consistency_proof
 from llmos.transparency.cosignatures import verify_cosignature
 from llmos.workflows.witness import Witness
 
@@ -160,7 +161,7 @@ def a_witness_goes_by_sizes_and_writes_the_time_beside(system: System, clock: Cl
         root = merkle.tree_root(size, lambda *at, nodes=nodes: nodes[at])
         text = Checkpoint(_PARTNER.name, size, root).text()
         note = sign_note(text, _PARTNER)
-        proof = merkle.consistency_proof(size - 1, size, lambda *at, nodes=nodes: nodes[at])
+        proof = consistency_proof(size - 1, size, lambda *at, nodes=nodes: nodes[at])
         line = witness.add_checkpoint(system.who, size - 1, proof, note)
         seconds = verify_cosignature(line, text, kernel.auditlog.key.verifier)
         assert datetime.fromtimestamp(seconds, UTC).year == int(moment[:4])
