@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile -c constraints.txt
+# Tests are skipped without them: a software token, a compiler for the disk that fails, a clock that jumps.
+TEST_TOOLS := softhsm2 gcc libc6-dev faketime
 
 .PHONY: demo test check lint fmt types layers unit bench nightly clean help
 
@@ -42,11 +44,12 @@ bench: $(VENV)/installed-dev     ## ratios against peers, side by side in one ru
 	  $(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json || missed="$$missed $$name"; \
 	done; [ -z "$$missed" ] || { echo "llmos: error: goals missed or not measured:$$missed"; exit 1; }
 
-nightly: $(VENV)/installed-dev   ## long experiments: the demo, leak table over three seeds, 20 kills, contention
+nightly: $(VENV)/installed-dev   ## long experiments: the demo, leak table over three seeds, 20 kills, contention, a fault at every call
 	$(BIN)/llmos demo --json
 	$(BIN)/python benchmarks/leak_table.py --json benchmarks/results/leak_table.json
 	$(BIN)/python benchmarks/kill_training.py --json benchmarks/results/kill_training.json
 	$(BIN)/python benchmarks/budget.py --json benchmarks/results/budget.json
+	EVERY_CALL=1 $(BIN)/python -m pytest -q --timeout=7200 tests/faults
 
 clean:           ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.json
@@ -63,7 +66,7 @@ $(VENV)/installed-demo: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e '.[dev]'
-	@command -v softhsm2-util >/dev/null || \
-	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get install -qy softhsm2 >/dev/null 2>&1; } || \
-	  echo "llmos: hint: the PKCS#11 tests are skipped; on Debian: apt-get install softhsm2"
+	@{ command -v softhsm2-util && command -v cc && command -v faketime; } >/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get install -qy $(TEST_TOOLS) >/dev/null 2>&1; } || \
+	  echo "llmos: hint: tests of tokens, failing disks or clocks are skipped; on Debian: apt-get install $(TEST_TOOLS)"
 	@touch $@

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -22,6 +23,8 @@ _BEGIN: Final = "llmos_begin"  # execution option: how a connection begins its t
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _BRANCHES: Final = {schema.KERNEL: "kernel", schema.KEYS: "keys"}
 
+# No room for a transaction; no room for the index that SQLite makes when it opens a database.
+_NO_ROOM: Final = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")
 # SQLite's primary result codes that speak of the disk or the file, not of a wrong statement.
 _DISK_FAULTS: Final = (
     "SQLITE_CANTOPEN",
@@ -228,9 +231,10 @@ def _translated(path: Path) -> Iterator[None]:
     """Turn faults of the disk and the file into typed errors; let wrong statements through."""
     try:
         yield
-    except DatabaseError as error:
-        name = getattr(error.orig, "sqlite_errorname", "")
-        if name == "SQLITE_FULL":
+    except (DatabaseError, sqlite3.DatabaseError) as error:  # a pragma goes past SQLAlchemy
+        cause = error.orig if isinstance(error, DatabaseError) else error
+        name = getattr(cause, "sqlite_errorname", "")
+        if name in _NO_ROOM:
             raise StorageFull(
                 f"{path}: there is no room left on the device; nothing was changed",
                 hint="free some space and run the command again",
@@ -242,6 +246,6 @@ def _translated(path: Path) -> Iterator[None]:
             ) from error
         if name.startswith(_DISK_FAULTS):
             raise StorageError(
-                f"{path}: {error.orig}", hint="`llmos doctor` checks the home's files"
+                f"{path}: {cause}", hint="`llmos doctor` checks the home's files"
             ) from error
         raise

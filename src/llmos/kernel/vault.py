@@ -143,14 +143,17 @@ class Vault:
         Deleting again finishes a deletion that was interrupted.
 
         Raises:
-            StorageError: the key could not be erased from the disk yet; delete again.
+            StorageError: the key or the file could not be erased from the disk yet; delete again.
             ValueError: this is no object id.
         """
         path = self._path(object_id)
         with self._store.transaction() as conn:
             conn.execute(delete(object_keys).where(object_keys.c.object_id == object_id))
         self._store.checkpoint()
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError.of(error, f"the file of the deleted object {object_id}") from error
 
     def sweep(self, *, older_than_s: float = 86_400.0) -> int:
         """Remove files that have no key, left by a crash, and return how many there were.

@@ -455,3 +455,13 @@ def test_times_are_utc_text_that_sorts() -> None:
     assert timestamp(east + timedelta(milliseconds=1)) > timestamp(east)
     read_back = datetime.fromisoformat(now())
     assert abs(read_back - datetime.now(UTC)) < timedelta(minutes=1)
+
+
+def test_checkpoint_says_what_is_wrong_with_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "keys.db"
+    with closing(Store.open(path, schema.KEYS)) as store:
+        store.close()
+        path.write_bytes(b"not a database " * 1000)
+        with pytest.raises(StorageError, match="not a database") as refused:
+            store.checkpoint()
+    assert "llmos doctor" in refused.value.hint

@@ -181,6 +181,20 @@ def test_a_file_that_cannot_be_opened_is_a_storage_error(vault: Vault, tmp_path:
         vault.read(object_id, "records", Only(object_id))
 
 
+def test_a_file_that_cannot_be_removed_is_a_refusal_after_the_key_is_destroyed(
+    vault: Vault, store: Store, tmp_path: Path
+) -> None:
+    object_id = vault.put("adapter", b"weights")
+    path = file_of(tmp_path, object_id)
+    path.unlink()
+    path.mkdir()  # stands for a file that the disk does not give up
+    with pytest.raises(StorageError, match="the file of the deleted object"):
+        vault.delete(object_id)
+    assert key_rows(store) == []
+    path.rmdir()
+    vault.delete(object_id)
+
+
 def test_a_deleted_object_is_gone_for_ever(vault: Vault, store: Store, tmp_path: Path) -> None:
     gone, kept = vault.put("records", b"gone"), vault.put("records", b"kept")
     wrapped = dict(key_rows(store))[gone]
