@@ -26,11 +26,11 @@ from pathlib import Path
 from llmos.errors import JobInterrupted
 from llmos.kernel import schema
 from llmos.kernel.jobs import Jobs, JobState
-from llmos.kernel.store import Store
+from tests.databases import open_store
 from llmos.workflows.ctrl_c import stopped_by_ctrl_c
 
 home, job_id, behaviour = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-store = Store.open(home / "kernel.db", schema.KERNEL)
+store = open_store(home / "kernel.db", schema.KERNEL)
 jobs = Jobs(store, home)
 interrupt = threading.Event()
 

@@ -16,13 +16,13 @@ from proofbundle import merkle as peer_merkle
 from sigstore._internal import merkle as sigstore_merkle
 from sigstore._internal.rekor.checkpoint import SignedCheckpoint
 from sigstore.errors import VerificationError
+from tests.databases import open_store
 
 from llmos.crypto.cosignatures import cosign, verify_cosignature
 from llmos.crypto.notes import Checkpoint, NoteKey, open_note
 from llmos.crypto.proofs import LogProof
 from llmos.kernel.auditlog import AuditLog
 from llmos.kernel.schema import KERNEL
-from llmos.kernel.store import Store
 
 KEY = NoteKey("llmos.local/0123", bytes(range(32)))
 WITNESS = NoteKey("llmos.local/b0b0", bytes(range(1, 33)))
@@ -42,7 +42,7 @@ def notes(log: AuditLog) -> list[str]:
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AuditLog]:
-    store = Store.open(tmp_path_factory.mktemp("log") / "kernel.db", KERNEL)
+    store = open_store(tmp_path_factory.mktemp("log") / "kernel.db", KERNEL)
     yield AuditLog(store, KEY)
     store.close()
 

@@ -16,7 +16,14 @@ from llmos.config import Config
 from llmos.crypto import keys
 from llmos.crypto.notes import NoteKey
 from llmos.crypto.root_keys import KeyFile, Passphrase, RootKeyProvider
-from llmos.errors import HomeExists, IntegrityError, StorageError, TamperedObject, WrongPassphrase
+from llmos.errors import (
+    ConfigError,
+    HomeExists,
+    IntegrityError,
+    StorageError,
+    TamperedObject,
+    WrongPassphrase,
+)
 from llmos.kernel import root, schema
 from llmos.kernel.approvals import Approvals
 from llmos.kernel.auditlog import AuditLog
@@ -25,12 +32,13 @@ from llmos.kernel.identity import Identity, Principal, Role
 from llmos.kernel.jobs import Jobs
 from llmos.kernel.monitor import Monitor
 from llmos.kernel.policy import DEFAULTS, Policy
-from llmos.kernel.store import Store, now
+from llmos.kernel.store import Database, Store, now
 from llmos.kernel.vault import Vault
 
 _CERTIFICATE_KEY: Final = "certificate-key"
 _LOG_KEY: Final = "log-key"
 _PEPPER: Final = "api-key-pepper"
+_SCHEMA: Final = "schema"  # file of a home on PostgreSQL: how the names of its schemas begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +106,10 @@ def create(
             elif isinstance(provider, KeyFile):
                 undo.callback(provider.path.unlink, missing_ok=True)
             root.write(building, provider, root_key)
+            if config.database_url is not None:
+                from llmos.databases import postgresql  # noqa: PLC0415 - psycopg is an extra
+
+                postgresql.create(config.database_url, building / _SCHEMA, undo)
             _build(inside, root_key)
             building.rename(place)
             undo.pop_all()  # the home is there
@@ -199,12 +211,26 @@ def _open_stores(config: Config, opened: ExitStack) -> tuple[Store, Store]:
     """Open both databases; `opened` closes them."""
 
     def open_store(name: str, metadata: MetaData) -> Store:
-        path = config.home / name
-        store = Store.open(path, metadata, busy_timeout_s=config.busy_timeout_s)
+        store = Store.open(_place(config, name), metadata, busy_timeout_s=config.busy_timeout_s)
         opened.callback(store.close)
         return store
 
-    return open_store("kernel.db", schema.KERNEL), open_store("keys.db", schema.KEYS)
+    return open_store("kernel", schema.KERNEL), open_store("keys", schema.KEYS)
+
+
+def _place(config: Config, name: str) -> Path | Database:
+    """Return where the home has a database of this name: a file of its own, or on PostgreSQL."""
+    file = config.home / _SCHEMA
+    if file.exists() != (config.database_url is not None):
+        where, then = ("on PostgreSQL", "set") if file.exists() else ("in its own files", "unset")
+        raise ConfigError(
+            f"the databases of {config.home} are {where}", hint=f"{then} LLMOS_DATABASE_URL"
+        )
+    if config.database_url is None:
+        return config.home / f"{name}.db"
+    from llmos.databases import postgresql  # noqa: PLC0415 - psycopg is an extra
+
+    return postgresql.find(config.database_url, file, name)
 
 
 def _home_exists(home: Path) -> HomeExists:

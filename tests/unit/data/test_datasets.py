@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select, text, update
 from sqlalchemy.exc import IntegrityError as DatabaseRefusal
+from tests.databases import open_store
 
 from llmos.config import load
 from llmos.data.canaries import CanaryBook, make_canaries
@@ -30,7 +31,6 @@ from llmos.kernel import schema
 from llmos.kernel.identity import Principal, Role
 from llmos.kernel.kernel import Kernel
 from llmos.kernel.policy import Action
-from llmos.kernel.store import Store
 from llmos.privacy import Classification, PrivacyLoss, PrivacyUnit
 
 MARKER = "zanzibarite"  # a word that stands nowhere but in the records
@@ -97,7 +97,7 @@ def import_pairs(
 
 def traces(kernel: Kernel) -> dict[str, int]:
     """Count what an import could have left behind."""
-    keys = Store.open(kernel.config.home / "keys.db", schema.KEYS)
+    keys = open_store(kernel.config.home / "keys.db", schema.KEYS)
     with kernel.store.read() as conn, keys.read() as keys_conn:
         counts = {
             table.name: conn.execute(select(func.count()).select_from(table)).scalar_one()
@@ -274,7 +274,7 @@ def test_when_the_catalogue_cannot_be_written_the_objects_go_too(
 def test_when_the_last_object_cannot_be_written_the_first_go_too(
     kernel: Kernel, datasets: Datasets, steward: Principal
 ) -> None:
-    keys = Store.open(kernel.config.home / "keys.db", schema.KEYS)
+    keys = open_store(kernel.config.home / "keys.db", schema.KEYS)
     with keys.transaction() as conn:
         conn.execute(
             text(

@@ -13,6 +13,7 @@ import rfc8785
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.exc import IntegrityError as SqlIntegrityError
+from tests.databases import open_store
 from tests.jobs import Home, Results, raising, returning, unexpected
 
 from llmos.errors import (
@@ -23,12 +24,13 @@ from llmos.errors import (
 )
 from llmos.kernel import schema
 from llmos.kernel.jobs import Job, JobState, Step
-from llmos.kernel.store import Store
+
+pytestmark = pytest.mark.databases
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Home]:
-    with closing(Store.open(tmp_path / "kernel.db", schema.KERNEL)) as store:
+    with closing(open_store(tmp_path / "kernel.db", schema.KERNEL)) as store:
         yield Home(tmp_path, store)
 
 

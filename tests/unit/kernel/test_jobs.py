@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.databases import open_store
 from tests.jobs import Home, Results, raising, returning, unexpected
 
 from llmos.errors import (
@@ -21,12 +22,13 @@ from llmos.errors import (
 )
 from llmos.kernel import schema
 from llmos.kernel.jobs import Job, JobState
-from llmos.kernel.store import Store
+
+pytestmark = pytest.mark.databases
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Home]:
-    with closing(Store.open(tmp_path / "kernel.db", schema.KERNEL)) as store:
+    with closing(open_store(tmp_path / "kernel.db", schema.KERNEL)) as store:
         yield Home(tmp_path, store)
 
 

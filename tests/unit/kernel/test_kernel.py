@@ -34,6 +34,8 @@ from llmos.kernel.identity import Role
 from llmos.kernel.kernel import Kernel, create, open_kernel
 from llmos.kernel.policy import DEFAULTS
 
+pytestmark = pytest.mark.databases
+
 Opener = Callable[[Kernel], Kernel]
 PASSPHRASE = "correct horse battery staple"
 

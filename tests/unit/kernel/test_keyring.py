@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import delete, func, select, update
+from tests.databases import open_store
 
 from llmos.crypto import keys
 from llmos.errors import StorageError, TamperedObject
@@ -20,6 +21,8 @@ from llmos.kernel.keyring import TENANT, Keyring
 from llmos.kernel.schema import KEYS, object_keys, tenant_keys
 from llmos.kernel.store import Store
 from llmos.kernel.vault import Vault
+
+pytestmark = pytest.mark.databases
 
 ROOT_KEY = bytes(range(32))
 
@@ -33,7 +36,7 @@ class Everything:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store.open(tmp_path / "keys.db", KEYS, busy_timeout_s=0.2)
+    opened = open_store(tmp_path / "keys.db", KEYS, busy_timeout_s=0.2)
     yield opened
     opened.close()
 
@@ -281,7 +284,7 @@ def make_old_vault(home: Path, count: int) -> dict[str, bytes]:
 
 def test_a_home_of_the_first_release_keeps_its_objects(tmp_path: Path) -> None:
     plains = make_old_vault(tmp_path, 3)
-    with closing(Store.open(tmp_path / "keys.db", KEYS)) as store:
+    with closing(open_store(tmp_path / "keys.db", KEYS)) as store:
         vault = Vault(tmp_path, store, ROOT_KEY)
         assert versions(store) == [(0, False, False, 3)]
         assert vault.secret("pepper") == b"hot"
@@ -298,7 +301,7 @@ def test_a_home_of_the_first_release_keeps_its_objects(tmp_path: Path) -> None:
 
 def test_an_empty_home_of_the_first_release_begins_with_version_1(tmp_path: Path) -> None:
     make_old_keys(tmp_path / "keys.db", {}, {})
-    with closing(Store.open(tmp_path / "keys.db", KEYS)) as store:
+    with closing(open_store(tmp_path / "keys.db", KEYS)) as store:
         assert versions(store) == []
         Vault(tmp_path, store, ROOT_KEY).put("records", b"a")
         assert versions(store) == [(1, True, False, 1)]
@@ -325,7 +328,7 @@ class Everything:
         return True
 
 def opened(home):
-    return closing(Store.open(home / "keys.db", KEYS))
+    return closing(open_store(home / "keys.db", KEYS))
 
 def rotate(home, store):
     ring = Vault(home, store, bytes(range(32))).keyring
@@ -390,7 +393,7 @@ def test_a_kill_at_any_moment_of_a_rotation_loses_no_object(tmp_path: Path, old:
     if old:
         plains = make_old_vault(home, 3)
     else:
-        with closing(Store.open(home / "keys.db", KEYS)) as store:
+        with closing(open_store(home / "keys.db", KEYS)) as store:
             vault = Vault(home, store, ROOT_KEY)
             plains = {vault.put("records", b"new %d" % n): b"new %d" % n for n in range(3)}
     pairs = [f"{object_id}={plain.decode()}" for object_id, plain in plains.items()]

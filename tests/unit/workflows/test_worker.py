@@ -11,6 +11,7 @@ from threading import Event
 from typing import Any
 
 import pytest
+from tests.databases import open_store
 
 from llmos.errors import DataError, JobCancelled, JobInterrupted, JobOvertaken
 from llmos.kernel import lease, schema
@@ -65,7 +66,7 @@ class Queue:
 
 @pytest.fixture
 def queue(tmp_path: Path) -> Iterator[Queue]:
-    with closing(Store.open(tmp_path / "kernel.db", schema.KERNEL)) as store:
+    with closing(open_store(tmp_path / "kernel.db", schema.KERNEL)) as store:
         yield Queue(tmp_path, store)
 
 

@@ -1,0 +1,231 @@
+"""PostgreSQL beneath a store: one schema each, in a database that several homes may share.
+
+A writer takes the schema's advisory lock before anything else and keeps it to the end of its
+transaction. The lock is waited for in the transaction's first statement, so the level must be READ
+COMMITTED: every later statement sees all that writers before it committed, and nobody else writes.
+With REPEATABLE READ the snapshot would be as old as the beginning of the wait. So a block reads
+and writes as if it were alone, which is what `BEGIN IMMEDIATE` gives on SQLite.
+
+Protects against: a host that dies, or its network; what it held is free again within a minute.
+Does not protect against: whoever may write to the database by other means (the log and the vault
+notice that, as they do with files), and a connection pooler that shares one session among clients.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, Final
+
+from pydantic import SecretStr
+from sqlalchemy import URL, Connection, Engine, MetaData, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DatabaseError
+
+from llmos.crypto import keys
+from llmos.errors import ConfigError, IntegrityError, StorageError, StorageFull
+
+DATABASES: Final = ("kernel", "keys")
+_NAME: Final = re.compile(rb"llmos_[0-9a-f]{16}\n?")
+_DRIVERS: Final = frozenset({"postgresql", "postgresql+psycopg"})
+_SETTINGS: Final = (
+    "-csynchronous_commit=on -cclient_encoding=UTF8 "
+    # A host that lost its power or network says nothing; the server asks, and frees its locks.
+    "-ctcp_keepalives_idle=30 -ctcp_keepalives_interval=10 -ctcp_keepalives_count=3"
+)
+# SQLSTATE classes and codes that speak of the server or the connection, not of a wrong statement.
+_FAULTS: Final = ("08", "25006", "28", "3D", "3F", "40", "42501", "53", "57", "58", "F0", "XX")
+# Transactions of this database that have a number or a snapshot, or hide it (those of other roles:
+# their state is not shown). Only they hold back rows; vacuuming background processes do not.
+_HOLDING: Final = (
+    "SELECT l.virtualxid FROM pg_locks l JOIN pg_stat_activity a USING (pid) "
+    "WHERE l.locktype = 'virtualxid' AND a.datname = current_database() "
+    "AND a.usename IS NOT NULL AND a.pid <> pg_backend_pid() "
+    "AND (a.state IS NULL OR a.backend_xid IS NOT NULL OR a.backend_xmin IS NOT NULL)"
+)
+_PAUSE_S: Final = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class PostgreSQL:
+    """A schema of a PostgreSQL database."""
+
+    url: URL = field(repr=False)
+    schema: str
+    reading: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+    )
+
+    def __str__(self) -> str:
+        return f"PostgreSQL schema {self.schema}"
+
+    def engine(self, metadata: MetaData, busy_timeout_s: float) -> Engine:
+        """Make an engine whose writers take turns; each connection sees this schema only."""
+        del metadata
+        timeout_ms = max(1, round(1000 * busy_timeout_s))
+        options = f"{_SETTINGS} -csearch_path={self.schema} -clock_timeout={timeout_ms}"
+        engine = create_engine(
+            self.url,
+            connect_args={"options": options},
+            isolation_level="READ COMMITTED",
+            max_overflow=-1,  # a thread waits for the advisory lock, never for a connection
+            pool_pre_ping=True,  # the server may have been started anew
+        )
+
+        @event.listens_for(engine, "begin")
+        def take_turn(connection: Connection) -> None:
+            if "isolation_level" not in connection.get_execution_options():
+                turn = lock_key(self.schema)
+                connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (turn,))
+
+        return engine
+
+    def migrating(self) -> AbstractContextManager[None]:
+        """Hold nothing: the migration's transaction has the writers' lock."""
+        return nullcontext()
+
+    def prepare(self, engine: Engine) -> None:
+        """Do nothing: a schema is made with its home and never by chance."""
+
+    def purge(self, engine: Engine, metadata: MetaData, busy_timeout_s: float) -> None:
+        """Write the tables anew without what was deleted, once nobody can see that any more.
+
+        `VACUUM FULL` keeps every row that some snapshot in the database might still show. Those
+        that began before now are waited for, and then those that began meanwhile: their snapshots
+        may be as old as a writer that was waited for.
+
+        What was written to the write-ahead log, archives, replicas and backups stays there.
+
+        Raises:
+            StorageError: a transaction in this database did not end within the busy timeout.
+        """
+        deadline = time.monotonic() + busy_timeout_s
+        with session(engine) as connection:
+            for _ in range(2):
+                before = _holding(connection)
+                while before & _holding(connection):
+                    if time.monotonic() > deadline:
+                        raise StorageError(
+                            f"{self}: deleted rows could not be removed, someone is reading",
+                            hint="end the other transactions in this database and try again",
+                        )
+                    time.sleep(_PAUSE_S)
+            connection.exec_driver_sql(f"VACUUM FULL {', '.join(metadata.tables)}")
+
+    def run(self, statement: str) -> None:
+        """Run one statement outside of a transaction.
+
+        Raises:
+            StorageError: the server cannot be reached, or lets this role not do it.
+        """
+        engine = create_engine(self.url)
+        try:
+            with session(engine) as connection:
+                connection.exec_driver_sql(statement)
+        except DatabaseError as error:
+            raise (self.fault(error) or error) from error
+        finally:
+            engine.dispose()
+
+    def fault(self, error: DatabaseError) -> StorageError | None:
+        """Return the typed error of a fault of the server; none: a wrong statement."""
+        state = getattr(error.orig, "sqlstate", None) or "08"  # none: there is no connection
+        if state == "53100":
+            return StorageFull(
+                f"{self}: there is no room left on the server's device; nothing was changed",
+                hint="free some space there and run the command again",
+            )
+        if state == "55P03":
+            return StorageError(
+                f"{self} was kept busy by another process for longer than the busy timeout",
+                hint="wait for the other LLMOS process, or raise LLMOS_BUSY_TIMEOUT_S",
+            )
+        if state.startswith(_FAULTS):
+            return StorageError(
+                f"{self}: {' '.join(str(error.orig).split())}",
+                hint="does LLMOS_DATABASE_URL name this home's database, and does its server run?",
+            )
+        return None
+
+
+@contextmanager
+def session(engine: Engine) -> Iterator[Connection]:
+    """Yield a connection outside of any transaction; what it locks is free when the block ends."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        try:
+            yield connection
+        finally:
+            connection.invalidate()  # closes it; nothing is said on it that could fail
+
+
+def lock_key(name: str) -> int:
+    """Return the number of the advisory lock of this name: 64 bits of its SHA-256, signed."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
+
+
+def find(secret: SecretStr, file: Path, name: str) -> PostgreSQL:
+    """Return a home's database of this name.
+
+    Args:
+        secret: LLMOS_DATABASE_URL; see `parse`.
+        file: what `create` wrote into the home.
+        name: one of `DATABASES`.
+
+    Raises:
+        ConfigError: see `parse`.
+        IntegrityError: the file is not what was written.
+    """
+    if not _NAME.fullmatch(prefix := file.read_bytes()):
+        raise IntegrityError(f"{file} is damaged", hint="restore it from a backup")
+    return PostgreSQL(parse(secret), f"{prefix.decode().strip()}_{name}")
+
+
+def create(secret: SecretStr, file: Path, undo: ExitStack) -> None:
+    """Make the schemas of a new home and write to `file` how they are called; `undo` drops them.
+
+    Raises:
+        ConfigError: see `parse`.
+        StorageError: the server cannot be reached, or lets this role make no schema.
+    """
+    prefix = f"llmos_{secrets.token_hex(8)}"
+    for name in DATABASES:
+        schema = PostgreSQL(parse(secret), f"{prefix}_{name}")
+        schema.run(f"CREATE SCHEMA {schema.schema}")
+        undo.callback(schema.run, f"DROP SCHEMA {schema.schema} CASCADE")
+    keys.write_private(file, f"{prefix}\n".encode())
+
+
+def _holding(connection: Connection) -> set[str]:
+    return set(connection.exec_driver_sql(_HOLDING).scalars())
+
+
+def parse(secret: SecretStr) -> URL:
+    """Return the URL for psycopg; no message quotes it, since it may hold a password.
+
+    Over the network the server must prove its name by TLS, unless the URL has another `sslmode`;
+    a Unix socket has no TLS.
+
+    Raises:
+        ConfigError: it is no URL of PostgreSQL, or psycopg is not installed.
+    """
+    try:
+        url = make_url(secret.get_secret_value())
+    except (ArgumentError, ValueError):
+        url = None
+    # An "@" that is left means a password that was not encoded: a part of it became the host.
+    if url is None or url.drivername not in _DRIVERS or "@" in f"{url.host}{url.database}":
+        raise ConfigError(
+            "LLMOS_DATABASE_URL is no URL like postgresql://user:password@host/database",
+            hint="write signs like @ and / in the password as %40 and %2F",
+        )
+    if find_spec("psycopg") is None:
+        raise ConfigError("psycopg is not installed", hint="pip install 'llmos[postgres]'")
+    modes = {"sslmode": "verify-full"}
+    return url.set(drivername="postgresql+psycopg", query=modes | dict(url.query))
