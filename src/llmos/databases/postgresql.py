@@ -26,7 +26,16 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Final
 
 from pydantic import SecretStr
-from sqlalchemy import URL, Connection, Engine, MetaData, create_engine, event, make_url
+from sqlalchemy import (
+    URL,
+    Connection,
+    Engine,
+    MetaData,
+    NullPool,
+    create_engine,
+    event,
+    make_url,
+)
 from sqlalchemy.exc import ArgumentError, DatabaseError
 
 from llmos.crypto import keys
@@ -50,6 +59,12 @@ _HOLDING: Final = (
     "AND a.usename IS NOT NULL AND a.pid <> pg_backend_pid() "
     "AND (a.state IS NULL OR a.backend_xid IS NOT NULL OR a.backend_xmin IS NOT NULL)"
 )
+_LOCKED: Final = (
+    "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database "
+    "WHERE locktype = 'advisory' AND d.datname = current_database() "
+    "AND (classid, objid, objsubid) = (%s, %s, 1) AND granted"
+)
+_TABLES: Final = "SELECT quote_ident(tablename) FROM pg_tables WHERE schemaname = current_schema()"
 _PAUSE_S: Final = 0.02
 
 
@@ -69,8 +84,8 @@ class PostgreSQL:
     def engine(self, metadata: MetaData, busy_timeout_s: float) -> Engine:
         """Make an engine whose writers take turns; each connection sees this schema only."""
         del metadata
-        timeout_ms = max(1, round(1000 * busy_timeout_s))
-        options = f"{_SETTINGS} -csearch_path={self.schema} -clock_timeout={timeout_ms}"
+        options = f"{_SETTINGS} -csearch_path={self.schema}"
+        options += f" -clock_timeout={_milliseconds(busy_timeout_s)}"
         engine = create_engine(
             self.url,
             connect_args={"options": options},
@@ -82,8 +97,8 @@ class PostgreSQL:
         @event.listens_for(engine, "begin")
         def take_turn(connection: Connection) -> None:
             if "isolation_level" not in connection.get_execution_options():
-                turn = lock_key(self.schema)
-                connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (turn,))
+                # without a parameter: the server would keep this statement's snapshot for it
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({self._key()})")
 
         return engine
 
@@ -106,8 +121,9 @@ class PostgreSQL:
         Raises:
             StorageError: a transaction in this database did not end within the busy timeout.
         """
+        del engine, metadata
         deadline = time.monotonic() + busy_timeout_s
-        with session(engine) as connection:
+        with self._session() as connection:
             for _ in range(2):
                 before = _holding(connection)
                 while before & _holding(connection):
@@ -117,22 +133,73 @@ class PostgreSQL:
                             hint="end the other transactions in this database and try again",
                         )
                     time.sleep(_PAUSE_S)
-            connection.exec_driver_sql(f"VACUUM FULL {', '.join(metadata.tables)}")
+            tables = ", ".join(connection.exec_driver_sql(_TABLES).scalars())
+            connection.exec_driver_sql(f"SET lock_timeout = {_milliseconds(busy_timeout_s)}")
+            connection.exec_driver_sql(f"VACUUM FULL {tables}")
 
-    def run(self, statement: str) -> None:
-        """Run one statement outside of a transaction.
+    def run(self, statement: str, *values: object) -> Any:  # noqa: ANN401 - of any column
+        """Run one statement outside of a transaction; return its first value, if it has rows.
 
         Raises:
             StorageError: the server cannot be reached, or lets this role not do it.
         """
-        engine = create_engine(self.url)
+        with self._translated(), self._session() as connection:
+            rows = connection.exec_driver_sql(statement, values)
+            return rows.scalar() if rows.returns_rows else None
+
+    @contextmanager
+    def locked(self, name: str) -> Iterator[bool]:
+        """Lock a name for the time of the block, unless another session has; yield whether it is.
+
+        The lock ends with its connection: when the block ends, this process dies or its host is
+        not heard of any more.
+
+        Raises:
+            StorageError: the server cannot be reached.
+        """
+        with ExitStack() as opened:
+            with self._translated():
+                connection = opened.enter_context(self._session())
+                asked = "SELECT pg_try_advisory_lock(%s)"
+                found = connection.exec_driver_sql(asked, (self._key(name),)).scalar_one()
+            yield bool(found)
+
+    def is_locked(self, name: str) -> bool:
+        """Tell whether someone has locked a name; unlike a try to lock it, nobody notices this.
+
+        Raises:
+            StorageError: the server cannot be reached.
+        """
+        high, low = divmod(self._key(name) % 2**64, 2**32)
+        return bool(self.run(_LOCKED, high, low))
+
+    @contextmanager
+    def _session(self) -> Iterator[Connection]:
+        """Yield a connection of its own that is outside of any transaction."""
+        options = {"options": f"{_SETTINGS} -csearch_path={self.schema}"}
+        engine = create_engine(
+            self.url, connect_args=options, isolation_level="AUTOCOMMIT", poolclass=NullPool
+        )
+        connection = engine.connect()
         try:
-            with session(engine) as connection:
-                connection.exec_driver_sql(statement)
-        except DatabaseError as error:
-            raise (self.fault(error) or error) from error
+            yield connection
         finally:
-            engine.dispose()
+            connection.invalidate()  # closes it; nothing is said on it that could fail
+            connection.close()
+
+    def _key(self, name: str = "") -> int:
+        """Return the advisory lock of a name in this schema: 64 bits of its SHA-256, signed."""
+        digest = hashlib.sha256(f"{self.schema}/{name}".encode()).digest()
+        return int.from_bytes(digest[:8], signed=True)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except DatabaseError as error:
+            if (fault := self.fault(error)) is not None:
+                raise fault from error
+            raise
 
     def fault(self, error: DatabaseError) -> StorageError | None:
         """Return the typed error of a fault of the server; none: a wrong statement."""
@@ -153,21 +220,6 @@ class PostgreSQL:
                 hint="does LLMOS_DATABASE_URL name this home's database, and does its server run?",
             )
         return None
-
-
-@contextmanager
-def session(engine: Engine) -> Iterator[Connection]:
-    """Yield a connection outside of any transaction; what it locks is free when the block ends."""
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        try:
-            yield connection
-        finally:
-            connection.invalidate()  # closes it; nothing is said on it that could fail
-
-
-def lock_key(name: str) -> int:
-    """Return the number of the advisory lock of this name: 64 bits of its SHA-256, signed."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
 
 
 def find(secret: SecretStr, file: Path, name: str) -> PostgreSQL:
@@ -200,6 +252,10 @@ def create(secret: SecretStr, file: Path, undo: ExitStack) -> None:
         schema.run(f"CREATE SCHEMA {schema.schema}")
         undo.callback(schema.run, f"DROP SCHEMA {schema.schema} CASCADE")
     keys.write_private(file, f"{prefix}\n".encode())
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, round(1000 * seconds))  # 0 would wait for ever
 
 
 def _holding(connection: Connection) -> set[str]:

@@ -200,7 +200,8 @@ class Budget:
         """Return a pool's amounts from its events alone; its balance must equal them."""
         changes = ("cap_change", "spent_change", "held_change")
         sums = (func.coalesce(func.sum(budget_events.c[name]), 0) for name in changes)
-        totals = select(*(cast(total, BigInteger) for total in sums))  # PostgreSQL's is a decimal
+        # PostgreSQL's sums are decimals
+        totals: Select[*tuple[Any, ...]] = select(*(cast(total, BigInteger) for total in sums))
         with self._store.read() as conn:
             cap, spent, held = conn.execute(totals.where(budget_events.c.pool == pool)).one()
         return Balance(int(cap), int(spent), int(held))
