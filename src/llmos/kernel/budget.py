@@ -200,10 +200,9 @@ class Budget:
         """Return a pool's amounts from its events alone; its balance must equal them."""
         changes = ("cap_change", "spent_change", "held_change")
         sums = (func.coalesce(func.sum(budget_events.c[name]), 0) for name in changes)
-        # PostgreSQL's sums are decimals
-        totals: Select[*tuple[Any, ...]] = select(*(cast(total, BigInteger) for total in sums))
+        totals = select(*(cast(total, BigInteger) for total in sums))  # PostgreSQL's is a decimal
         with self._store.read() as conn:
-            cap, spent, held = conn.execute(totals.where(budget_events.c.pool == pool)).one()
+            cap, spent, held = tuple(conn.execute(totals.where(budget_events.c.pool == pool)).one())
         return Balance(int(cap), int(spent), int(held))
 
     def cost(self, pool: str, mechanism: Mechanism) -> int:

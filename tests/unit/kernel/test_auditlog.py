@@ -21,12 +21,12 @@ from tests.databases import open_store
 
 from llmos.crypto import merkle
 from llmos.crypto.notes import Checkpoint, NoteKey, open_note, sign_note
-from llmos.crypto.proofs import LogProof, verify_proof
 from llmos.errors import IntegrityError, RequestError, StorageError, TamperedLog, VerificationFailed
 from llmos.kernel import auditlog
 from llmos.kernel.auditlog import AuditLog
 from llmos.kernel.schema import KERNEL, log_checkpoints, log_cosignatures, log_entries, log_nodes
 from llmos.kernel.store import Store
+from llmos.transparency.proofs import LogProof, prove, verify_proof
 
 pytestmark = pytest.mark.databases
 
@@ -152,7 +152,7 @@ def test_an_act_that_fails_leaves_no_entry(log: AuditLog) -> None:
 def test_every_entry_of_every_size_is_proven_offline(log: AuditLog, size: int) -> None:
     fill(log, size)
     for index in range(size):
-        proof = log.prove(index)
+        proof = prove(log, index)
         read = LogProof.from_dict(json.loads(json.dumps(proof.to_dict())))
         assert verify_proof(read, KEY.verifier) == entry(index)
         with pytest.raises(VerificationFailed):
@@ -191,7 +191,7 @@ def test_an_older_checkpoint_is_proven_against_while_it_continues(log: AuditLog)
     fill(log, 4)
     assert log.checkpoint() == note_of(log) != kept
     for index in range(5):
-        proof = log.prove(index, kept=kept)
+        proof = prove(log, index, kept=kept)
         assert (proof.size, proof.checkpoint_note) == (5, kept)
         assert verify_proof(proof, KEY.verifier) == entry(index)
     with pytest.raises(RequestError, match="no entry 5"):

@@ -22,8 +22,8 @@ from llmos.errors import (
     JobOvertaken,
     StorageFull,
 )
+from llmos.jobs.jobs import Job, JobState, Step
 from llmos.kernel import schema
-from llmos.kernel.jobs import Job, JobState, Step
 
 pytestmark = pytest.mark.databases
 

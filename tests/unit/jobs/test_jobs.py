@@ -20,8 +20,8 @@ from llmos.errors import (
     JobError,
     UnknownJob,
 )
+from llmos.jobs.jobs import Job, JobState
 from llmos.kernel import schema
-from llmos.kernel.jobs import Job, JobState
 
 pytestmark = pytest.mark.databases
 

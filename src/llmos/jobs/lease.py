@@ -11,7 +11,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -30,8 +30,11 @@ def hold(place: Path | PostgreSQL, job_id: str) -> Iterator[None]:
         JobBusy: another block, here or in another process, holds it.
         StorageError: the lock file cannot be made, or the database cannot be reached.
     """
-    in_folder = isinstance(place, Path)
-    with _locked(place, job_id, fcntl.LOCK_EX) if in_folder else place.locked(job_id) as locked:
+    if isinstance(place, Path):
+        lock: AbstractContextManager[bool] = _locked(place, job_id, fcntl.LOCK_EX)
+    else:
+        lock = place.locked(job_id)
+    with lock as locked:
         if not locked:
             raise JobBusy(
                 f"job {job_id} is being run by another process",
