@@ -73,9 +73,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run tests that are marked `databases` on both, and all on what LLMOS_TEST_DATABASE says."""
     chosen = os.environ.get("LLMOS_TEST_DATABASE", SQLITE)  # noqa: TID251 - no setting of ours
     assert chosen in DATABASES, f"LLMOS_TEST_DATABASE is one of {DATABASES}"
-    both = chosen == SQLITE and metafunc.definition.get_closest_marker("databases") is not None
-    only_sqlite = metafunc.definition.get_closest_marker("sqlite") is not None
-    wanted = DATABASES if both and not only_sqlite else (chosen,)
+    marks = {mark.name for mark in metafunc.definition.iter_markers()}
+    wanted = (chosen,)
+    if POSTGRESQL in marks:
+        wanted = (POSTGRESQL,)
+    elif "databases" in marks and SQLITE not in marks and chosen == SQLITE:
+        wanted = DATABASES
     if wanted != (SQLITE,):
         metafunc.parametrize("database", wanted, indirect=True, scope="session")
 

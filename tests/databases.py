@@ -24,6 +24,8 @@ from tests.postgresql import PROGRAMS
 from llmos.databases.postgresql import DATABASES, PostgreSQL, parse
 from llmos.kernel.store import Store
 
+# Warnings are errors, but that a process ends with an open connection: the server is used to it.
+STRICT: Final = ("-W", "error", "-W", "ignore:<psycopg.Connection object:ResourceWarning")
 SETTING: Final = "LLMOS_DATABASE_URL"
 _PSQL_ONLY: Final = re.compile(r"^\\.*$", re.MULTILINE)  # lines of a dump that are no SQL
 
@@ -41,9 +43,9 @@ def place(path: Path) -> Path | PostgreSQL:
         return path
     name = hashlib.sha256(str(path).encode()).hexdigest()[:16]
     schema = PostgreSQL(parse(url), f"llmos_{name}_{path.stem}")
-    with _administrator() as conn:
+    with administrator() as conn:
         conn.execute(text("SELECT pg_advisory_xact_lock(1)"))  # IF NOT EXISTS is no protection
-        conn.execute(text(f"CREATE SCHEMA IF NOT EXISTS {schema.schema}"))
+        conn.execute(text(f"CREATE SCHEMA IF NOT EXISTS {schema.schema} AUTHORIZATION llmos"))
     return schema
 
 
@@ -58,7 +60,7 @@ def copy_home(source: Path, target: Path) -> Path:
     if (target / "schema").exists():
         old = (target / "schema").read_text().strip()
         new = f"llmos_{secrets.token_hex(8)}"
-        with _administrator() as conn:
+        with administrator() as conn:
             conn.exec_driver_sql(_dump(old).replace(old, new).replace("%", "%%"))
         (target / "schema").write_text(f"{new}\n")
     return target
@@ -73,24 +75,39 @@ def outside(home: Path, database: str = "kernel") -> Iterator[Connection]:
             yield conn
         engine.dispose()
         return
-    with _administrator() as conn:
+    with administrator() as conn:
         schema = f"{(home / 'schema').read_text().strip()}_{database}"
         conn.exec_driver_sql(f"SET LOCAL search_path = {schema}")
         yield conn
 
 
+def on_disk(path: Path) -> bytes:
+    """Return all that the files of the tables of a test's database hold, without WAL segments."""
+    if server_url() is None:
+        return b"".join(file.read_bytes() for file in path.parent.glob(f"{path.name}*"))
+    with administrator() as conn:
+        folder = Path(conn.execute(text("SHOW data_directory")).scalar_one())
+        number = conn.execute(
+            text("SELECT oid FROM pg_database WHERE datname = current_database()")
+        ).scalar_one()
+    with administrator() as conn:
+        conn.execute(text("CHECKPOINT"))  # pages reach the files; files of dropped tables go
+    return b"".join(file.read_bytes() for file in (folder / f"base/{number}").iterdir())
+
+
 def schemas() -> list[str]:
     """Return the names of all schemas of homes on the server under test."""
-    with _administrator() as conn:
+    with administrator() as conn:
         names = "SELECT nspname FROM pg_namespace WHERE nspname LIKE 'llmos%' ORDER BY 1"
         return list(conn.execute(text(names)).scalars())
 
 
 @contextmanager
-def _administrator() -> Iterator[Connection]:
+def administrator() -> Iterator[Connection]:
+    """Yield a connection of the server's superuser to the homes' database, in a transaction."""
     url = server_url()
     assert url is not None
-    engine = create_engine(parse(url), poolclass=NullPool)
+    engine = create_engine(parse(url).set(username="postgres"), poolclass=NullPool)
     with engine.begin() as conn:
         yield conn
 

@@ -18,13 +18,14 @@ _READY_S: Final = "60"
 
 @dataclass(frozen=True)
 class Server:
-    """A running server; its superuser is called llmos and needs no password on the socket."""
+    """A running server with a database for homes; nobody needs a password on its socket."""
 
     folder: Path
 
     @property
     def url(self) -> str:
-        return f"postgresql://llmos@/postgres?host={self.folder}"
+        """The URL that a home is given: its role owns the database and has no other right."""
+        return f"postgresql://llmos@/llmos?host={self.folder}"
 
     @property
     def data(self) -> Path:
@@ -65,10 +66,14 @@ def running(folder: Path) -> Iterator[Server]:
     if os.getuid() == 0:
         shutil.chown(folder, "postgres", "postgres")
     server = Server(folder)
-    command = [str(PROGRAMS / "initdb"), "-D", str(server.data), "-U", "llmos", "-A", "trust"]
+    command = [str(PROGRAMS / "initdb"), "-D", str(server.data), "-U", "postgres", "-A", "trust"]
     run_as_postgres([*command, "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"])
     server.start()
     try:
+        for statement in ("CREATE ROLE llmos LOGIN", "CREATE DATABASE llmos OWNER llmos"):
+            run_as_postgres(
+                [str(PROGRAMS / "psql"), "-h", str(folder), "-U", "postgres", "-c", statement]
+            )
         yield server
     finally:
         server.stop("immediate")

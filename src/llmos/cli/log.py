@@ -176,9 +176,12 @@ def inspect(session: Session, as_json: bool) -> None:
 
     Needs no key, and changes nothing: it reads a copy. Exit status 10 if anything differs.
     """
+    from llmos.kernel import kernel
     from llmos.transparency import log_inspection
 
-    found = log_inspection.inspect(session.config().home)
+    config = session.config()
+    place = kernel.locate(config, "kernel")
+    found = log_inspection.inspect(config.home, None if isinstance(place, Path) else place)
     if as_json:
         print_json(asdict(found))
     else:

@@ -36,7 +36,7 @@ from sqlalchemy import (
     event,
     make_url,
 )
-from sqlalchemy.exc import ArgumentError, DatabaseError
+from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 
 from llmos.crypto import keys
 from llmos.errors import ConfigError, IntegrityError, StorageError, StorageFull
@@ -44,11 +44,14 @@ from llmos.errors import ConfigError, IntegrityError, StorageError, StorageFull
 DATABASES: Final = ("kernel", "keys")
 _NAME: Final = re.compile(rb"llmos_[0-9a-f]{16}\n?")
 _DRIVERS: Final = frozenset({"postgresql", "postgresql+psycopg"})
-_SETTINGS: Final = (
-    "-csynchronous_commit=on -cclient_encoding=UTF8 "
+_SETTINGS: Final[Mapping[str, object]] = {
+    "synchronous_commit": "on",
+    "client_encoding": "UTF8",
     # A host that lost its power or network says nothing; the server asks, and frees its locks.
-    "-ctcp_keepalives_idle=30 -ctcp_keepalives_interval=10 -ctcp_keepalives_count=3"
-)
+    "tcp_keepalives_idle": 30,
+    "tcp_keepalives_interval": 10,
+    "tcp_keepalives_count": 3,
+}
 # SQLSTATE classes and codes that speak of the server or the connection, not of a wrong statement.
 _FAULTS: Final = ("08", "25006", "28", "3D", "3F", "40", "42501", "53", "57", "58", "F0", "XX")
 # Transactions of this database that have a number or a snapshot, or hide it (those of other roles:
@@ -84,11 +87,9 @@ class PostgreSQL:
     def engine(self, metadata: MetaData, busy_timeout_s: float) -> Engine:
         """Make an engine whose writers take turns; each connection sees this schema only."""
         del metadata
-        options = f"{_SETTINGS} -csearch_path={self.schema}"
-        options += f" -clock_timeout={_milliseconds(busy_timeout_s)}"
         engine = create_engine(
             self.url,
-            connect_args={"options": options},
+            connect_args=self._options(lock_timeout=_milliseconds(busy_timeout_s)),
             isolation_level="READ COMMITTED",
             max_overflow=-1,  # a thread waits for the advisory lock, never for a connection
             pool_pre_ping=True,  # the server may have been started anew
@@ -174,11 +175,32 @@ class PostgreSQL:
         return bool(self.run(_LOCKED, high, low))
 
     @contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """Yield a connection that can only read, on one snapshot; nothing is made or upgraded.
+
+        Raises:
+            StorageError: the server cannot be reached.
+        """
+        engine = create_engine(self.url, connect_args=self._options(), poolclass=NullPool)
+        with ExitStack() as opened:
+            with self._translated():
+                reading = engine.execution_options(**self.reading)
+                connection = opened.enter_context(reading.begin())
+            yield connection
+
+    def _options(self, **settings: object) -> dict[str, str]:
+        """Return how to connect: each connection sees this schema only."""
+        wanted = {**_SETTINGS} | {"search_path": self.schema} | settings
+        return {"options": " ".join(f"-c{name}={value}" for name, value in wanted.items())}
+
+    @contextmanager
     def _session(self) -> Iterator[Connection]:
         """Yield a connection of its own that is outside of any transaction."""
-        options = {"options": f"{_SETTINGS} -csearch_path={self.schema}"}
         engine = create_engine(
-            self.url, connect_args=options, isolation_level="AUTOCOMMIT", poolclass=NullPool
+            self.url,
+            connect_args=self._options(),
+            isolation_level="AUTOCOMMIT",
+            poolclass=NullPool,
         )
         connection = engine.connect()
         try:
@@ -203,7 +225,9 @@ class PostgreSQL:
 
     def fault(self, error: DatabaseError) -> StorageError | None:
         """Return the typed error of a fault of the server; none: a wrong statement."""
-        state = getattr(error.orig, "sqlstate", None) or "08"  # none: there is no connection
+        state = getattr(error.orig, "sqlstate", None) or ""
+        if not state and isinstance(error, OperationalError):
+            state = "08"  # there is no connection that could have told one
         if state == "53100":
             return StorageFull(
                 f"{self}: there is no room left on the server's device; nothing was changed",

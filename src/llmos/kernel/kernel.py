@@ -8,7 +8,7 @@ import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import MetaData, insert, select
 
@@ -31,8 +31,11 @@ from llmos.kernel.budget import Budget
 from llmos.kernel.identity import Identity, Principal, Role
 from llmos.kernel.monitor import Monitor
 from llmos.kernel.policy import DEFAULTS, Policy, Resource
-from llmos.kernel.store import Database, Store, now
+from llmos.kernel.store import Store, now
 from llmos.kernel.vault import Vault
+
+if TYPE_CHECKING:
+    from llmos.databases.postgresql import PostgreSQL
 
 _CERTIFICATE_KEY: Final = "certificate-key"
 _LOG_KEY: Final = "log-key"
@@ -213,15 +216,20 @@ def _open_stores(config: Config, opened: ExitStack) -> tuple[Store, Store]:
     """Open both databases; `opened` closes them."""
 
     def open_store(name: str, metadata: MetaData) -> Store:
-        store = Store.open(_place(config, name), metadata, busy_timeout_s=config.busy_timeout_s)
+        store = Store.open(locate(config, name), metadata, busy_timeout_s=config.busy_timeout_s)
         opened.callback(store.close)
         return store
 
     return open_store("kernel", schema.KERNEL), open_store("keys", schema.KEYS)
 
 
-def _place(config: Config, name: str) -> Path | Database:
-    """Return where the home has a database of this name: a file of its own, or on PostgreSQL."""
+def locate(config: Config, name: str) -> Path | PostgreSQL:
+    """Return where the home has "kernel" or "keys": in a file of its own, or on PostgreSQL.
+
+    Raises:
+        ConfigError: the home and LLMOS_DATABASE_URL do not go together, or it is no such URL.
+        IntegrityError: the home's file `schema` is damaged.
+    """
     file = config.home / _SCHEMA
     if file.exists() != (config.database_url is not None):
         where, then = ("on PostgreSQL", "set") if file.exists() else ("in its own files", "unset")

@@ -106,7 +106,7 @@ def test_a_killed_job_goes_on_with_the_step_that_was_cut_off(home: Home) -> None
             home.jobs.run(job_id, {"one": unexpected})
         first.send_signal(signal.SIGKILL)
         assert first.wait() == -signal.SIGKILL
-    assert not home.jobs.is_live(job_id)
+    home.wait_until_free(job_id)
     assert home.jobs.job(job_id).state is JobState.RUNNING, "to be shown as interrupted"
     with home.process(job_id) as second:
         assert second.communicate() == ("", ""), "it prints nothing of its own"

@@ -423,6 +423,7 @@ def test_a_kept_checkpoint_reveals_rewritten_history(log: AuditLog, tmp_path: Pa
     rewritten.store.close()
 
 
+@pytest.mark.sqlite("its query plans")
 def test_an_append_never_scans_the_log(log: AuditLog) -> None:
     fill(log, 7)
     with log.store.transaction() as conn:
@@ -471,6 +472,7 @@ def test_processes_write_one_log(log: AuditLog, tmp_path: Path) -> None:
         assert numbers == list(range(15))
 
 
+@pytest.mark.sqlite("its columns may hold values of any type")
 @pytest.mark.parametrize(
     "change",
     [

@@ -20,7 +20,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import MetaData, create_engine, insert, select, update
 from sqlalchemy.exc import IntegrityError, OperationalError
-from tests.databases import open_store
+from tests.databases import STRICT, open_store
 
 from llmos.errors import StorageError, StorageFull
 from llmos.jobs.tables import job_steps, jobs
@@ -67,7 +67,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 def process(script: str, *arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", script, *map(str, arguments)],
+        [sys.executable, *STRICT, "-c", script, *map(str, arguments)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -454,7 +454,6 @@ def test_checkpoint_says_when_a_reader_is_in_the_way(tmp_path: Path) -> None:
 
 def test_events_of_the_budget_are_append_only(store: Store) -> None:
     with store.transaction() as conn:
-        conn.exec_driver_sql("PRAGMA defer_foreign_keys = ON")
         conn.exec_driver_sql(
             "INSERT INTO datasets VALUES ('d', 'sensitive', '[]', 'id', '', '', '{}', '', '[]')"
         )

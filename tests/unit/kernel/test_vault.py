@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import pytest
 from sqlalchemy import select, update
-from tests.databases import open_store
+from tests.databases import on_disk, open_store
 
 from llmos.errors import PermissionDenied, StorageError, StorageFull, TamperedObject
 from llmos.kernel.schema import KEYS, object_keys, sealed_secrets
@@ -188,9 +188,9 @@ def test_a_deleted_object_is_gone_for_ever(vault: Vault, store: Store, tmp_path:
     gone, kept = vault.put("records", b"gone"), vault.put("records", b"kept")
     wrapped = dict(key_rows(store))[gone]
     backup = file_of(tmp_path, gone).read_bytes()
-    assert wrapped in b"".join(path.read_bytes() for path in tmp_path.glob("keys.db*"))
+    assert wrapped in on_disk(tmp_path / "keys.db")
     vault.delete(gone)
-    assert wrapped not in b"".join(path.read_bytes() for path in tmp_path.glob("keys.db*"))
+    assert wrapped not in on_disk(tmp_path / "keys.db")
     assert [path.name for path in files(tmp_path)] == [kept]
     file_of(tmp_path, gone).write_bytes(backup)
     with pytest.raises(StorageError, match="there is no object"):
