@@ -74,7 +74,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     chosen = os.environ.get("LLMOS_TEST_DATABASE", SQLITE)  # noqa: TID251 - no setting of ours
     assert chosen in DATABASES, f"LLMOS_TEST_DATABASE is one of {DATABASES}"
     marks = {mark.name for mark in metafunc.definition.iter_markers()}
-    wanted = (chosen,)
+    wanted: tuple[str, ...] = (chosen,)
     if POSTGRESQL in marks:
         wanted = (POSTGRESQL,)
     elif "databases" in marks and SQLITE not in marks and chosen == SQLITE:

@@ -53,7 +53,21 @@ _SETTINGS: Final[Mapping[str, object]] = {
     "tcp_keepalives_count": 3,
 }
 # SQLSTATE classes and codes that speak of the server or the connection, not of a wrong statement.
-_FAULTS: Final = ("08", "25006", "28", "3D", "3F", "40", "42501", "53", "57", "58", "F0", "XX")
+_FAULTS: Final = (
+    "08",
+    "25006",
+    "28",
+    "3D",
+    "3F",
+    "40",
+    "42501",
+    "42P06",
+    "53",
+    "57",
+    "58",
+    "F0",
+    "XX",
+)
 # Transactions of this database that have a number or a snapshot, or hide it (those of other roles:
 # their state is not shown). Only they hold back rows; vacuuming background processes do not.
 _HOLDING: Final = (
