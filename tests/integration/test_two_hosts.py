@@ -66,5 +66,5 @@ def test_a_host_leaves_alone_what_another_host_runs(home: Path, other: Path) -> 
         worker.send_signal(signal.SIGINT)
         worker.communicate(timeout=60)
     with opened(other) as system:
-        system.cancel(job_id)
+        system.jobs.cancel(job_id)
     assert dict(books(home, strays=2).jobs) == {job_id: "cancelled"}
