@@ -11,7 +11,7 @@ import pytest
 from tests.homes import UNITS, books, kill_after_step, opened, run_llmos, running
 
 pytestmark = pytest.mark.postgresql
-STEPS = 100
+STEPS = 20
 TRAINED = ["train", "--data", "notes", "--model", "tiny", "--epsilon", "3", "--batch", str(UNITS)]
 TRAINED += ["--max-tokens", "32", "--rank", "4", "--checkpoint-every", "0", "--detach", "--json"]
 
@@ -37,7 +37,7 @@ def test_a_dead_hosts_job_is_finished_by_another_host_and_charged_once(
 ) -> None:
     job_id = json.loads(run_llmos(home, *TRAINED, "--steps", str(STEPS)).stdout)["job"]
     with running(home, "jobs", "work") as worker:
-        kill_after_step(worker, 20)
+        kill_after_step(worker, 4)
         assert worker.returncode == -signal.SIGKILL
     said = run_llmos(other, "jobs", "work", "--once", "--json")
     (left,) = json.loads(said.stdout)
