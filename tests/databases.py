@@ -81,6 +81,28 @@ def outside(home: Path, database: str = "kernel") -> Iterator[Connection]:
         yield conn
 
 
+def refuse(conn: Connection, change: str, table: str, *, when: str | None = None) -> None:
+    """Let the database refuse a change of a table, like "UPDATE OF column", from now on."""
+    condition = "" if when is None else f"WHEN ({when})"
+    if conn.dialect.name == "sqlite":
+        act = "BEGIN SELECT RAISE(ABORT, 'no more'); END"
+    else:
+        conn.exec_driver_sql(
+            "CREATE OR REPLACE FUNCTION no_more() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+            "RAISE integrity_constraint_violation USING MESSAGE = 'no more'; END $$"
+        )
+        act = "EXECUTE FUNCTION no_more()"
+    conn.exec_driver_sql(
+        f"CREATE TRIGGER refuse BEFORE {change} ON {table} FOR EACH ROW {condition} {act}"
+    )
+
+
+def allow(conn: Connection, table: str, trigger: str = "refuse") -> None:
+    """Remove a trigger of a table."""
+    of_table = "" if conn.dialect.name == "sqlite" else f" ON {table}"
+    conn.exec_driver_sql(f"DROP TRIGGER {trigger}{of_table}")
+
+
 def on_disk(path: Path) -> bytes:
     """Return all that the files of the tables of a test's database hold, without WAL segments."""
     if server_url() is None:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select, text, update
+from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError as DatabaseRefusal
-from tests.databases import open_store
+from tests.databases import open_store, refuse
 
 from llmos.config import load
 from llmos.data.canaries import CanaryBook, make_canaries
@@ -259,13 +259,8 @@ def test_when_the_catalogue_cannot_be_written_the_objects_go_too(
     table: str, kernel: Kernel, datasets: Datasets, steward: Principal
 ) -> None:
     with kernel.store.transaction() as conn:
-        conn.execute(
-            text(
-                f"CREATE TRIGGER no BEFORE INSERT ON {table} "
-                "BEGIN SELECT RAISE(ABORT, 'no room'); END"
-            )
-        )
-    with pytest.raises(DatabaseRefusal, match="no room"):
+        refuse(conn, "INSERT", table)
+    with pytest.raises(DatabaseRefusal, match="no more"):
         import_pairs(datasets, steward, book=make_canaries(3))
     assert traces(kernel) == NOTHING
     kernel.auditlog.verify()
@@ -274,16 +269,9 @@ def test_when_the_catalogue_cannot_be_written_the_objects_go_too(
 def test_when_the_last_object_cannot_be_written_the_first_go_too(
     kernel: Kernel, datasets: Datasets, steward: Principal
 ) -> None:
-    keys = open_store(kernel.config.home / "keys.db", schema.KEYS)
-    with keys.transaction() as conn:
-        conn.execute(
-            text(
-                "CREATE TRIGGER no BEFORE INSERT ON object_keys WHEN NEW.kind = 'canaries' "
-                "BEGIN SELECT RAISE(ABORT, 'no room'); END"
-            )
-        )
-    keys.close()
-    with pytest.raises(DatabaseRefusal, match="no room"):
+    with kernel.vault._store.transaction() as conn:
+        refuse(conn, "INSERT", "object_keys", when="NEW.kind = 'canaries'")
+    with pytest.raises(DatabaseRefusal, match="no more"):
         import_pairs(datasets, steward)
     assert traces(kernel) == NOTHING
     kernel.auditlog.verify()

@@ -32,6 +32,7 @@ from llmos.errors import ConfigError, IntegrityError, LlmosError, StorageError, 
 from llmos.kernel import kernel as kernels
 from llmos.kernel import schema
 from llmos.kernel.store import Store
+from llmos.transparency import log_inspection
 
 pytestmark = pytest.mark.postgresql
 SECRET = "hunter2"
@@ -394,6 +395,31 @@ def test_a_database_without_the_homes_schema_is_refused_and_stays_empty(home: Pa
     with pytest.raises(LlmosError, match="llmos_0123456789abcdef_kernel: no schema"):
         kernels.open_kernel(configuration.load(home=home))
     assert schemas() == before
+
+
+def test_a_log_is_inspected_where_it_is(home: Path) -> None:
+    database = kernels.locate(configuration.load(home=home), "kernel")
+    assert isinstance(database, PostgreSQL)
+    sound = log_inspection.inspect(home, database)
+    assert (sound.entries, sound.signature_checked, sound.differences) == (1, True, ())
+    with outside(home) as conn:
+        conn.execute(text("UPDATE log_entries SET data = 'other'"))
+        conn.execute(text("INSERT INTO log_nodes SELECT 3, 0, hash FROM log_nodes"))
+    changed = log_inspection.inspect(home, database)
+    assert {difference.where for difference in changed.differences} == {
+        *("entry 0", "checkpoint of 1 entries", "hash of level 3, place 0"),
+    }
+    with outside(home) as conn:
+        conn.execute(text("DROP TABLE log_nodes"))
+    (missing,) = log_inspection.inspect(home, database).differences
+    assert "cannot be read as a database" in missing.what
+    assert "log_nodes" in missing.what
+    with outside(home) as conn:
+        conn.execute(text(f"REVOKE USAGE ON SCHEMA {database.schema} FROM llmos"))
+        conn.execute(text(f"ALTER SCHEMA {database.schema} OWNER TO postgres"))
+    with pytest.raises(StorageError, match="permission denied") as refused:
+        log_inspection.inspect(home, database)
+    assert database.schema in refused.value.message
 
 
 def test_a_snapshot_cannot_write_and_needs_a_server(store: Store) -> None:

@@ -188,6 +188,7 @@ def test_a_job_that_another_run_ended_is_not_ended_again(home: Home) -> None:
     assert home.jobs.job(job_id).state is JobState.DONE
 
 
+@pytest.mark.sqlite("the disk of its file")
 def test_a_result_that_cannot_be_stored_is_a_typed_error_and_costs_one_step(home: Home) -> None:
     job_id = home.submit()
     with home.process(job_id, "no-room") as process:

@@ -179,6 +179,7 @@ def test_jobs_of_two_threads_run_at_the_same_time(home: Home) -> None:
     assert {home.jobs.job(job_id).state for job_id in ids} == {JobState.DONE}
 
 
+@pytest.mark.sqlite("its lock file")
 def test_the_files_of_jobs_are_for_their_owner_only(home: Home) -> None:
     before = os.umask(0)
     try:

@@ -11,11 +11,13 @@ from threading import Event
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 from tests.databases import open_store
 
 from llmos.errors import DataError, JobCancelled, JobInterrupted, JobOvertaken
 from llmos.jobs import lease
 from llmos.jobs.jobs import Job, Jobs, JobState
+from llmos.jobs.tables import jobs
 from llmos.kernel import schema
 from llmos.kernel.store import Store
 from llmos.workflows import worker
@@ -41,7 +43,7 @@ class Queue:
         with self.store.transaction() as conn:
             job_id = self.jobs.submit(conn, "train", "erin", {})
             at = f"2026-01-01T00:00:{len(self.behaviours):02}.000Z"
-            conn.exec_driver_sql("UPDATE jobs SET created_at = ? WHERE id = ?", (at, job_id))
+            conn.execute(update(jobs).filter_by(id=job_id).values(created_at=at))
         self.behaviours[job_id] = behaviour
         return job_id
 
