@@ -124,7 +124,7 @@ class PostgreSQL:
     def prepare(self, engine: Engine) -> None:
         """Do nothing: a schema is made with its home and never by chance."""
 
-    def purge(self, engine: Engine, metadata: MetaData, busy_timeout_s: float) -> None:
+    def purge(self, engine: Engine, busy_timeout_s: float) -> None:
         """Write the tables anew without what was deleted, once nobody can see that any more.
 
         `VACUUM FULL` keeps every row that some snapshot in the database might still show. Those
@@ -136,7 +136,7 @@ class PostgreSQL:
         Raises:
             StorageError: a transaction in this database did not end within the busy timeout.
         """
-        del engine, metadata
+        del engine
         deadline = time.monotonic() + busy_timeout_s
         with self._session() as connection:
             for _ in range(2):
@@ -260,7 +260,7 @@ class PostgreSQL:
         return None
 
 
-def find(secret: SecretStr, file: Path, name: str) -> PostgreSQL:
+def find(secret: SecretStr | None, file: Path, name: str) -> PostgreSQL:
     """Return a home's database of this name.
 
     Args:
@@ -269,9 +269,14 @@ def find(secret: SecretStr, file: Path, name: str) -> PostgreSQL:
         name: one of `DATABASES`.
 
     Raises:
-        ConfigError: see `parse`.
+        ConfigError: the home and LLMOS_DATABASE_URL do not go together; see also `parse`.
         IntegrityError: the file is not what was written.
     """
+    if secret is None or not file.exists():
+        where, then = ("on PostgreSQL", "set") if secret is None else ("its own files", "unset")
+        raise ConfigError(
+            f"the databases of {file.parent} are {where}", hint=f"{then} LLMOS_DATABASE_URL"
+        )
     if not _NAME.fullmatch(prefix := file.read_bytes()):
         raise IntegrityError(f"{file} is damaged", hint="restore it from a backup")
     return PostgreSQL(parse(secret), f"{prefix.decode().strip()}_{name}")

@@ -8,7 +8,7 @@ import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from sqlalchemy import MetaData, insert, select
 
@@ -16,14 +16,7 @@ from llmos.config import Config
 from llmos.crypto import keys
 from llmos.crypto.notes import NoteKey
 from llmos.crypto.root_keys import KeyFile, Passphrase, RootKeyProvider
-from llmos.errors import (
-    ConfigError,
-    HomeExists,
-    IntegrityError,
-    StorageError,
-    TamperedObject,
-    WrongPassphrase,
-)
+from llmos.errors import HomeExists, IntegrityError, StorageError, TamperedObject, WrongPassphrase
 from llmos.kernel import root, schema
 from llmos.kernel.approvals import Approvals
 from llmos.kernel.auditlog import AuditLog
@@ -31,11 +24,8 @@ from llmos.kernel.budget import Budget
 from llmos.kernel.identity import Identity, Principal, Role
 from llmos.kernel.monitor import Monitor
 from llmos.kernel.policy import DEFAULTS, Policy, Resource
-from llmos.kernel.store import Store, now
+from llmos.kernel.store import Database, Store, now
 from llmos.kernel.vault import Vault
-
-if TYPE_CHECKING:
-    from llmos.databases.postgresql import PostgreSQL
 
 _CERTIFICATE_KEY: Final = "certificate-key"
 _LOG_KEY: Final = "log-key"
@@ -223,7 +213,7 @@ def _open_stores(config: Config, opened: ExitStack) -> tuple[Store, Store]:
     return open_store("kernel", schema.KERNEL), open_store("keys", schema.KEYS)
 
 
-def locate(config: Config, name: str) -> Path | PostgreSQL:
+def locate(config: Config, name: str) -> Path | Database:
     """Return where the home has "kernel" or "keys": in a file of its own, or on PostgreSQL.
 
     Raises:
@@ -231,12 +221,7 @@ def locate(config: Config, name: str) -> Path | PostgreSQL:
         IntegrityError: the home's file `schema` is damaged.
     """
     file = config.home / _SCHEMA
-    if file.exists() != (config.database_url is not None):
-        where, then = ("on PostgreSQL", "set") if file.exists() else ("in its own files", "unset")
-        raise ConfigError(
-            f"the databases of {config.home} are {where}", hint=f"{then} LLMOS_DATABASE_URL"
-        )
-    if config.database_url is None:
+    if config.database_url is None and not file.exists():
         return config.home / f"{name}.db"
     from llmos.databases import postgresql  # noqa: PLC0415 - psycopg is an extra
 

@@ -97,13 +97,13 @@ class SQLite:
         with closing(engine.raw_connection()) as raw:
             raw.cursor().execute("PRAGMA journal_mode = WAL")
 
-    def purge(self, engine: Engine, metadata: MetaData, busy_timeout_s: float) -> None:
+    def purge(self, engine: Engine, busy_timeout_s: float) -> None:
         """Move the write-ahead log into the file and empty it.
 
         Raises:
             StorageError: a reader kept its snapshot beyond the busy timeout.
         """
-        del metadata, busy_timeout_s  # the connections wait by themselves
+        del busy_timeout_s  # the connections wait by themselves
         with closing(engine.raw_connection()) as raw:
             cursor = raw.cursor()
             cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")

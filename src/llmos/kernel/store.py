@@ -47,7 +47,7 @@ class Database(Protocol):
     def prepare(self, engine: Engine) -> None:
         """Do what must be done once, before the first table is made."""
 
-    def purge(self, engine: Engine, metadata: MetaData, busy_timeout_s: float) -> None:
+    def purge(self, engine: Engine, busy_timeout_s: float) -> None:
         """Let deleted rows leave the files of the tables."""
 
     def fault(self, error: DatabaseError) -> StorageError | None:
@@ -159,7 +159,7 @@ class Store:
             StorageError: a reader kept its snapshot beyond the busy timeout.
         """
         with self._translated():
-            self.database.purge(self._engine, self.metadata, self.busy_timeout_s)
+            self.database.purge(self._engine, self.busy_timeout_s)
 
     def close(self) -> None:
         """Close the pooled connections; the store may be used again and opens new ones."""

@@ -376,7 +376,7 @@ def test_a_home_and_the_setting_must_go_together(
         kernels.create(configuration.load(home=tmp_path / "files")).store.close()
     assert {path.name for path in home.iterdir()} == before
     known = schemas()
-    with pytest.raises(ConfigError, match="in its own files") as refused:
+    with pytest.raises(ConfigError, match="are its own files") as refused:
         kernels.open_kernel(configuration.load(home=tmp_path / "files"))
     assert refused.value.hint == "unset LLMOS_DATABASE_URL"
     assert schemas() == known

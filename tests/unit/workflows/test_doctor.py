@@ -41,7 +41,7 @@ def execute(home: Path, statement: str) -> None:
     [
         ("UPDATE budget_pools SET spent = 1 WHERE dataset = 'ward'", "the ledger of ward differs"),
         (
-            "UPDATE log_entries SET data = (SELECT data FROM log_entries WHERE idx = 0) WHERE idx = 1",
+            "UPDATE log_entries SET data = (SELECT min(data) FROM log_entries) WHERE idx < 2",
             "",
         ),
         ("DELETE FROM log_entries WHERE idx = 3", ""),
