@@ -248,10 +248,9 @@ def _opened_copy(home: Path) -> Iterator[_Query]:
 
 @contextmanager
 def _opened_snapshot(database: PostgreSQL) -> Iterator[_Query]:
-    """Read rows as they come: a log may be larger than this machine's memory."""
+    """Read from one snapshot; the rows of a query are all in memory at once."""
     with database.snapshot() as connection:
-        reading = connection.execution_options(stream_results=True)
-        yield reading.exec_driver_sql
+        yield connection.exec_driver_sql
 
 
 @contextmanager

@@ -415,8 +415,7 @@ def test_a_log_is_inspected_where_it_is(home: Path) -> None:
     assert "cannot be read as a database" in missing.what
     assert "log_nodes" in missing.what
     with outside(home) as conn:
-        conn.execute(text(f"REVOKE USAGE ON SCHEMA {database.schema} FROM llmos"))
-        conn.execute(text(f"ALTER SCHEMA {database.schema} OWNER TO postgres"))
+        conn.execute(text("ALTER TABLE log_entries OWNER TO postgres"))
     with pytest.raises(StorageError, match="permission denied") as refused:
         log_inspection.inspect(home, database)
     assert database.schema in refused.value.message
