@@ -331,7 +331,7 @@ from llmos.kernel import schema
 from llmos.kernel.budget import Budget
 from tests.databases import open_store
 from llmos.privacy import PoissonSampledGaussian
-store = open_store(Path(sys.argv[1]), schema.KERNEL)
+store = open_store(Path(sys.argv[1]), schema.KERNEL, busy_timeout_s=600)
 budget, refused, admitted = Budget(store), 0, 0
 for number in range(12):
     job = PoissonSampledGaussian(0.05, 4.0, 60 + 20 * (number % 3))
