@@ -7,10 +7,10 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-
 # Tests are skipped without them: a software token, a compiler for the disk that fails, a clock that jumps.
 TEST_TOOLS := softhsm2 gcc libc6-dev faketime
 
-.PHONY: demo test check lint fmt types layers unit bench nightly clean help
+.PHONY: demo test test-postgres check lint fmt types layers unit bench nightly clean help
 
 help:            ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 demo: $(VENV)/installed-demo     ## the whole story on a real model
 	$(BIN)/llmos demo
@@ -18,6 +18,9 @@ demo: $(VENV)/installed-demo     ## the whole story on a real model
 test: $(VENV)/installed-dev      ## all tests
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered --cov-report=json:.coverage.json -q
 	$(BIN)/python tests/trusted_base.py .coverage.json
+
+test-postgres: $(VENV)/installed-dev  ## all tests with every home on a PostgreSQL 15 that the tests start
+	LLMOS_TEST_DATABASE=postgresql OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder -q
 
 check: lint types layers test    ## what CI runs
 
@@ -69,4 +72,7 @@ $(VENV)/installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@{ command -v softhsm2-util && command -v cc && command -v faketime; } >/dev/null || \
 	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get install -qy $(TEST_TOOLS) >/dev/null 2>&1; } || \
 	  echo "llmos: hint: tests of tokens, failing disks or clocks are skipped; on Debian: apt-get install $(TEST_TOOLS)"
+	@test -x /usr/lib/postgresql/15/bin/initdb || \
+	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get install -qy --no-install-recommends postgresql-15 >/dev/null 2>&1; } || \
+	  echo "llmos: hint: the PostgreSQL tests are skipped; on Debian: apt-get install postgresql-15"
 	@touch $@

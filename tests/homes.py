@@ -93,8 +93,12 @@ def running(home: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def process_environment() -> dict[str, str]:
-    """Return this process's environment without settings of ours, on one CPU thread."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("LLMOS_")}  # noqa: TID251
+    """Return this process's environment with no setting of ours but the database, on one thread."""
+    inherited = {
+        name: value
+        for name, value in os.environ.items()  # noqa: TID251
+        if name == "LLMOS_DATABASE_URL" or not name.startswith("LLMOS_")
+    }
     return inherited | {"LLMOS_DEVICE": "cpu", "LLMOS_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 

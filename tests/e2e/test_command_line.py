@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.databases import copy_home
 from tests.homes import books, close, run_llmos, write_notes
 
 from llmos.cli import main
@@ -121,7 +121,7 @@ def told(
 @pytest.fixture
 def home(told: Path, tmp_path: Path) -> Path:
     """Return a copy of the told home, to be changed."""
-    return Path(shutil.copytree(told, tmp_path / "home"))
+    return copy_home(told, tmp_path / "home")
 
 
 @pytest.fixture

@@ -24,12 +24,13 @@ from llmos.kernel.budget import Budget
 from llmos.kernel.identity import Identity, Principal, Role
 from llmos.kernel.monitor import Monitor
 from llmos.kernel.policy import DEFAULTS, Policy, Resource
-from llmos.kernel.store import Store, now
+from llmos.kernel.store import Database, Store, now
 from llmos.kernel.vault import Vault
 
 _CERTIFICATE_KEY: Final = "certificate-key"
 _LOG_KEY: Final = "log-key"
 _PEPPER: Final = "api-key-pepper"
+_SCHEMA: Final = "schema"  # file of a home on PostgreSQL: how the names of its schemas begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,10 @@ def create(
             elif isinstance(provider, KeyFile):
                 undo.callback(provider.path.unlink, missing_ok=True)
             root.write(building, provider, root_key)
+            if config.database_url is not None:
+                from llmos.databases import postgresql  # noqa: PLC0415 - psycopg is an extra
+
+                postgresql.create(config.database_url, building / _SCHEMA, undo)
             _build(inside, root_key)
             building.rename(place)
             undo.pop_all()  # the home is there
@@ -201,12 +206,26 @@ def _open_stores(config: Config, opened: ExitStack) -> tuple[Store, Store]:
     """Open both databases; `opened` closes them."""
 
     def open_store(name: str, metadata: MetaData) -> Store:
-        path = config.home / name
-        store = Store.open(path, metadata, busy_timeout_s=config.busy_timeout_s)
+        store = Store.open(locate(config, name), metadata, busy_timeout_s=config.busy_timeout_s)
         opened.callback(store.close)
         return store
 
-    return open_store("kernel.db", schema.KERNEL), open_store("keys.db", schema.KEYS)
+    return open_store("kernel", schema.KERNEL), open_store("keys", schema.KEYS)
+
+
+def locate(config: Config, name: str) -> Path | Database:
+    """Return where the home has "kernel" or "keys": in a file of its own, or on PostgreSQL.
+
+    Raises:
+        ConfigError: the home and LLMOS_DATABASE_URL do not go together, or it is no such URL.
+        IntegrityError: the home's file `schema` is damaged.
+    """
+    file = config.home / _SCHEMA
+    if config.database_url is None and not file.exists():
+        return config.home / f"{name}.db"
+    from llmos.databases import postgresql  # noqa: PLC0415 - psycopg is an extra
+
+    return postgresql.find(config.database_url, file, name)
 
 
 def _home_exists(home: Path) -> HomeExists:

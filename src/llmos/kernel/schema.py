@@ -23,7 +23,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
-from llmos.errors import IntegrityError
+from llmos.errors import IntegrityError, RequestError
 
 
 class _Exact(TypeDecorator[Any]):
@@ -36,6 +36,16 @@ class _Exact(TypeDecorator[Any]):
         """Store as `impl` and give back nothing but `kind`."""
         super().__init__()
         self.impl, self.kind = impl, kind
+
+    def process_bind_param(self, value: Any, dialect: object) -> Any:  # noqa: ANN401, ARG002
+        """Return the value as it is written.
+
+        Raises:
+            RequestError: PostgreSQL could not store it; so neither does SQLite.
+        """
+        if isinstance(value, str) and "\0" in value:
+            raise RequestError("a text holds a NUL character")
+        return value
 
     def process_result_value(self, value: Any, dialect: object) -> Any:  # noqa: ANN401, ARG002
         """Return the value as it was read.

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 from sqlalchemy.exc import IntegrityError
+from tests.databases import open_store
 
 from llmos.crypto import dsse
 from llmos.crypto.notes import NoteKey
@@ -18,12 +19,14 @@ from llmos.kernel.approvals import RECORD_TYPE, Approval, Approvals, ApprovalSta
 from llmos.kernel.identity import Identity, Principal, Role
 from llmos.kernel.store import Store
 
+pytestmark = pytest.mark.databases
+
 KEY = NoteKey("llmos.test/certificates", bytes(range(32)))
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    with closing(Store.open(tmp_path / "kernel.db", schema.KERNEL)) as store:
+    with closing(open_store(tmp_path / "kernel.db", schema.KERNEL)) as store:
         yield store
 
 

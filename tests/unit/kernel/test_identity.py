@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import select
+from tests.databases import open_store
 
 from llmos.errors import (
     AuthenticationError,
@@ -20,12 +22,14 @@ from llmos.kernel import schema
 from llmos.kernel.identity import Identity, IssuedKey, Principal, Role
 from llmos.kernel.store import Store, timestamp
 
+pytestmark = pytest.mark.databases
+
 PEPPER = bytes(range(32))
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store.open(tmp_path / "kernel.db", schema.KERNEL)
+    store = open_store(tmp_path / "kernel.db", schema.KERNEL)
     yield store
     store.close()
 
@@ -116,8 +120,11 @@ def test_the_token_is_shown_once_and_stored_nowhere(
     assert key.token.split("_")[1] == key.id
     secret = key.token.split("_")[2]
     assert secret not in repr(key)
-    store.checkpoint()
-    assert secret.encode() not in store.path.read_bytes()
+    with store.read() as conn:
+        for table in schema.KERNEL.sorted_tables:
+            stored = repr(conn.execute(select(table)).all())
+            assert secret not in stored
+            assert repr(secret.encode()) not in stored
     assert issue(store, identity, alice).token != key.token
 
 
@@ -183,7 +190,7 @@ def test_keys_are_listed_with_their_fate(
 
 @pytest.fixture(scope="module")
 def nobody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Identity]:
-    store = Store.open(tmp_path_factory.mktemp("empty") / "kernel.db", schema.KERNEL)
+    store = open_store(tmp_path_factory.mktemp("empty") / "kernel.db", schema.KERNEL)
     yield Identity(store, PEPPER)
     store.close()
 

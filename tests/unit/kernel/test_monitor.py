@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import insert, select
+from tests.databases import open_store
 
 from llmos.crypto.notes import NoteKey
 from llmos.errors import (
@@ -27,6 +28,8 @@ from llmos.kernel.monitor import Charge, Grant, Monitor
 from llmos.kernel.policy import DEFAULTS, Action, Policy, Resource
 from llmos.kernel.store import Store
 from llmos.privacy import PoissonSampledGaussian, PrivacyLoss, PrivacyUnit
+
+pytestmark = pytest.mark.databases
 
 HOME = Resource("Home", "h")
 DATA = Resource("Dataset", "patients", {"classification": "sensitive", "purposes": ("training",)})
@@ -80,7 +83,7 @@ class Home:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Home]:
-    with closing(Store.open(tmp_path / "kernel.db", schema.KERNEL)) as store:
+    with closing(open_store(tmp_path / "kernel.db", schema.KERNEL)) as store:
         log = AuditLog(store, NoteKey("llmos.test/1", bytes(32)))
         budget = Budget(store)
         with store.transaction() as conn:
@@ -339,9 +342,9 @@ from llmos.kernel.budget import Budget
 from llmos.kernel.identity import Principal, Role
 from llmos.kernel.monitor import Charge, Monitor
 from llmos.kernel.policy import DEFAULTS, Action, Policy, Resource
-from llmos.kernel.store import Store
+from tests.databases import open_store
 from llmos.privacy import PoissonSampledGaussian
-store = Store.open(Path(sys.argv[1]), schema.KERNEL)
+store = open_store(Path(sys.argv[1]), schema.KERNEL)
 log = AuditLog(store, NoteKey("llmos.test/1", bytes(32)))
 monitor = Monitor(store, Policy.load(DEFAULTS), Budget(store), log)
 data = Resource("Dataset", "patients", {"classification": "sensitive", "purposes": ("training",)})
@@ -357,9 +360,9 @@ with monitor.admit(
 """
 
 
-def test_a_killed_job_keeps_its_hold_and_its_steps(home: Home) -> None:
+def test_a_killed_job_keeps_its_hold_and_its_steps(home: Home, tmp_path: Path) -> None:
     worker = subprocess.Popen(
-        [sys.executable, "-c", KILLED, home.store.path],
+        [sys.executable, "-c", KILLED, tmp_path / "kernel.db"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

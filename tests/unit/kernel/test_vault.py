@@ -17,11 +17,14 @@ from typing import Any, cast
 
 import pytest
 from sqlalchemy import select, update
+from tests.databases import on_disk, open_store
 
 from llmos.errors import PermissionDenied, StorageError, StorageFull, TamperedObject
 from llmos.kernel.schema import KEYS, object_keys, sealed_secrets
 from llmos.kernel.store import Store
 from llmos.kernel.vault import Vault
+
+pytestmark = pytest.mark.databases
 
 ROOT_KEY = bytes(range(32))
 
@@ -38,7 +41,7 @@ class Only:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store.open(tmp_path / "keys.db", KEYS, busy_timeout_s=0.2)
+    opened = open_store(tmp_path / "keys.db", KEYS, busy_timeout_s=0.2)
     yield opened
     opened.close()
 
@@ -199,9 +202,9 @@ def test_a_deleted_object_is_gone_for_ever(vault: Vault, store: Store, tmp_path:
     gone, kept = vault.put("records", b"gone"), vault.put("records", b"kept")
     wrapped = dict(key_rows(store))[gone]
     backup = file_of(tmp_path, gone).read_bytes()
-    assert wrapped in b"".join(path.read_bytes() for path in tmp_path.glob("keys.db*"))
+    assert wrapped in on_disk(tmp_path / "keys.db")
     vault.delete(gone)
-    assert wrapped not in b"".join(path.read_bytes() for path in tmp_path.glob("keys.db*"))
+    assert wrapped not in on_disk(tmp_path / "keys.db")
     assert [path.name for path in files(tmp_path)] == [kept]
     file_of(tmp_path, gone).write_bytes(backup)
     with pytest.raises(StorageError, match="there is no object"):
@@ -253,7 +256,7 @@ def test_a_full_disk_leaves_no_trace(tmp_path: Path) -> None:
     if mounted.returncode:
         pytest.skip("mounting is not allowed here")
     try:
-        store = Store.open(tmp_path / "keys.db", KEYS)
+        store = open_store(tmp_path / "keys.db", KEYS)
         vault = Vault(tmp_path, store, ROOT_KEY)
         before = vault.put("records", b"before")
         with pytest.raises(StorageFull):
@@ -303,7 +306,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from llmos.kernel.schema import KEYS
-from llmos.kernel.store import Store
+from tests.databases import open_store
 from llmos.kernel.vault import Vault
 class Deadly:
     reads = 0
@@ -313,7 +316,7 @@ class Deadly:
             os.kill(os.getpid(), signal.SIGKILL)
         return bytes(size)
 home = Path(sys.argv[1])
-Vault(home, Store.open(home / "keys.db", KEYS), bytes(range(32))).put("checkpoint", Deadly())
+Vault(home, open_store(home / "keys.db", KEYS), bytes(range(32))).put("checkpoint", Deadly())
 """
 
 

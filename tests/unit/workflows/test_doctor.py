@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 
 import pytest
+from tests.databases import outside
 
 from llmos.config import Config, load
 from llmos.workflows import doctor
@@ -32,17 +32,18 @@ def test_no_home_yet_is_no_fault(tmp_path: Path) -> None:
 
 
 def execute(home: Path, statement: str) -> None:
-    conn = sqlite3.connect(home / "kernel.db")
-    conn.execute(statement)
-    conn.commit()
-    conn.close()
+    with outside(home) as conn:
+        conn.exec_driver_sql(statement)
 
 
 @pytest.mark.parametrize(
     ("statement", "said"),
     [
         ("UPDATE budget_pools SET spent = 1 WHERE dataset = 'ward'", "the ledger of ward differs"),
-        ("UPDATE log_entries SET data = x'7b7d' WHERE idx = 1", ""),
+        (
+            "UPDATE log_entries SET data = (SELECT min(data) FROM log_entries) WHERE idx < 2",
+            "",
+        ),
         ("DELETE FROM log_entries WHERE idx = 3", ""),
     ],
 )
