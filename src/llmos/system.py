@@ -26,6 +26,7 @@ from llmos.models.registry import ModelEntry, Registry
 from llmos.workflows.parts import Parts
 
 if TYPE_CHECKING:
+    from llmos.verbs.party import PartyVerbs
     from llmos.crypto.root_keys import RootKeyProvider
     from llmos.kernel.approvals import Approval
     from llmos.workflows.cosign import Cosigning
@@ -96,6 +97,13 @@ class System:
     def registry(self) -> Registry:
         """Return the registry of models."""
         return self.parts.registry
+
+    @property
+    def party(self) -> PartyVerbs:
+        """Return what this home does as CA and as party of others."""
+        from llmos.verbs.party import PartyVerbs
+
+        return PartyVerbs(self.kernel)
 
     @property
     def who(self) -> Principal:
