@@ -65,7 +65,9 @@ class Pki:
         issuer = self.authority.certificate
         return Anchor(self.organisation, (issuer,), (self.crl(*revoked, at=at),))
 
-    def terms(self, me: Credentials | None, *expected: str | None, anchor: Anchor | None = None) -> Terms:
+    def terms(
+        self, me: Credentials | None, *expected: str | None, anchor: Anchor | None = None
+    ) -> Terms:
         peers = frozenset(self.id(party) for party in expected)
         return Terms(me, (anchor or self.anchor(),), peers)
 

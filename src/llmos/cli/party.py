@@ -17,13 +17,13 @@ from llmos.cli.session import (
 )
 
 if TYPE_CHECKING:
-    from llmos.verbs.party import PartyVerbs
+    from llmos.verbs.parties import PartyVerbs
 
 DOOR_PORT = 8443
 
 
 def _verbs(session: Session) -> PartyVerbs:
-    return session.system().party
+    return session.system().parties
 
 
 @click.group()
@@ -42,7 +42,7 @@ def ca() -> None:
 @with_session
 def create(session: Session, organisation: str, as_json: bool) -> None:
     """Make this home the CA of ORGANISATION, a DNS name such as hospital.example."""
-    from llmos.verbs.party import anchor_facts
+    from llmos.verbs.parties import anchor_facts
 
     facts = anchor_facts(_verbs(session).create_authority(organisation))
     if as_json:
@@ -57,7 +57,7 @@ def create(session: Session, organisation: str, as_json: bool) -> None:
 @with_session
 def show(session: Session, out: Path | None, as_json: bool) -> None:
     """Show the trust bundle: the CA's certificate and its revocation list, as PEM."""
-    from llmos.verbs.party import anchor_facts
+    from llmos.verbs.parties import anchor_facts
     from llmos.workflows import outputs
 
     anchor = _verbs(session).bundle()
@@ -83,9 +83,7 @@ def show(session: Session, out: Path | None, as_json: bool) -> None:
 @click.option("--dns", multiple=True, help="DNS name that its certificates shall have too.")
 @json_option
 @with_session
-def invite(
-    session: Session, name: str, hours: float, dns: tuple[str, ...], as_json: bool
-) -> None:
+def invite(session: Session, name: str, hours: float, dns: tuple[str, ...], as_json: bool) -> None:
     """Print, once, the token by which a partner joins as NAME; send it on a way that you trust."""
     token = _verbs(session).invite(name, dns=dns, hours=hours)
     if as_json:
@@ -131,7 +129,10 @@ def list_(session: Session, as_json: bool) -> None:
     print_table(
         "memberships",
         ("membership", "expires", "renew from", "url"),
-        [(facts["id"], facts["expires_at"], facts["renew_at"], facts["url"]) for facts in memberships],
+        [
+            (facts["id"], facts["expires_at"], facts["renew_at"], facts["url"])
+            for facts in memberships
+        ],
     )
 
 
@@ -175,7 +176,7 @@ def revoke(session: Session, name: str, as_json: bool) -> None:
 @with_session
 def renew(session: Session, as_json: bool) -> None:
     """Renew this home's certificates that are due and fetch revocation lists; run it hourly."""
-    from llmos.verbs.party import membership_facts
+    from llmos.verbs.parties import membership_facts
 
     done = _verbs(session).renew()
     for one in done:

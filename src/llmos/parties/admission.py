@@ -161,7 +161,9 @@ def _renewable(
 def _claim(conn: Connection, name: str, serial: str | None, ca: PartyAuthority) -> _Claim:
     dns = conn.execute(select(parties.c.dns).where(parties.c.name == name)).scalar_one()
     party = PartyId(ca.organisation, name)
-    issued = None if serial is None else from_pem(conn.execute(_of_serial(serial)).one().certificate)
+    issued = (
+        None if serial is None else from_pem(conn.execute(_of_serial(serial)).one().certificate)
+    )
     return _Claim(party, party.names(json.loads(dns)), issued)
 
 

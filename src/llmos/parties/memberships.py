@@ -129,9 +129,7 @@ def finish(
     return membership(member.id.organisation, kernel)
 
 
-def begin_renewal(
-    member: Membership, who: Principal, kernel: Kernel
-) -> tuple[Membership, bytes]:
+def begin_renewal(member: Membership, who: Principal, kernel: Kernel) -> tuple[Membership, bytes]:
     """Make and seal the next key, or go on with it; return it and the request for a certificate.
 
     Raises:

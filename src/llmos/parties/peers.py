@@ -34,7 +34,8 @@ class Anchor:
     @property
     def pem(self) -> bytes:
         """Certificates and lists as one PEM text."""
-        return b"".join(item.public_bytes(Encoding.PEM) for item in (*self.issuers, *self.crls))
+        issuers = [issuer.public_bytes(Encoding.PEM) for issuer in self.issuers]
+        return b"".join([*issuers, *(crl.public_bytes(Encoding.PEM) for crl in self.crls)])
 
     @classmethod
     def parse(cls, organisation: str, pem: bytes) -> Anchor:

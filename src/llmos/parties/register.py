@@ -12,6 +12,7 @@ from llmos.crypto.certificates import PartyId
 from llmos.kernel.kernel import Kernel
 from llmos.kernel.store import timestamp
 from llmos.parties.tables import parties, party_authority, party_certificates
+
 _SHOWN: Final = ("serial", "issued_at", "expires_at", "revoked_at", "successor")
 
 

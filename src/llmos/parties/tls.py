@@ -25,7 +25,6 @@ from llmos.crypto.certificates import MALFORMED, PartyId
 from llmos.errors import CertificateRefused, LlmosError
 from llmos.parties.peers import Anchor, verify
 
-
 _LOG: Final = logging.getLogger("llmos.parties")
 
 
@@ -70,7 +69,7 @@ class PartyContext(ssl.SSLContext):
 
 
 class _Socket(ssl.SSLSocket):
-    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002 - as inherited
+    def do_handshake(self, block: bool = False) -> None:
         super().do_handshake(block)
         _check(self)
 
@@ -118,7 +117,7 @@ def server_context(current: Callable[[], Terms], *, optional: bool = False) -> P
 
     context = _context(ssl.PROTOCOL_TLS_SERVER, current())
     context.num_tickets = 0
-    context.sni_callback = renew  # type: ignore[assignment]  # also called when no name was sent
+    context.sni_callback = renew  # also called when no name was sent
     if optional:
         context.verify_mode = ssl.CERT_OPTIONAL
     return context
@@ -138,9 +137,7 @@ def _context(protocol: int, terms: Terms) -> PartyContext:
     with _in_memory(b"".join(anchor.pem for anchor in terms.anchors)) as path:
         context.load_verify_locations(path)
     if terms.credentials is not None:
-        key = terms.credentials.key.private_bytes(
-            Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
-        )
+        key = terms.credentials.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         with _in_memory(key + terms.credentials.certificate.public_bytes(Encoding.PEM)) as path:
             context.load_cert_chain(path)
     return context

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmos.kernel.policy import Action, Resource
+from llmos.kernel.policy import Action
 from llmos.models.loading import resolve_device
 from llmos.models.runtimes import Runtimes
 from llmos.server.app import build_app
@@ -40,9 +40,8 @@ def serve_system(
     runtimes = Runtimes(parts.registry, resolve_device(kernel.config.device))
     app = build_app(parts, runtimes)
     with bind(host, kernel.config.port if port is None else port) as listening:
-        home = Resource("Home", kernel.home_id, {})
         details = {"host": host, "tls": tls is not None}
-        with kernel.monitor.act(kernel.principal(), Action.SERVE, home, details=details):
+        with kernel.monitor.act(kernel.principal(), Action.SERVE, kernel.home, details=details):
             pass
         url = base_url(listening, host, secure=tls is not None)
         make_server(app, tls, lambda: on_ready(url)).run(sockets=[listening])

@@ -1,1 +1,1 @@
-"""The verbs of the command line in groups, each a small class over an opened home."""
+"""The verbs of a system by noun, as the command line and the Python API have them."""

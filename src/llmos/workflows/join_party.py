@@ -57,7 +57,9 @@ def introduce(url: str, token: JoinToken, at: datetime) -> Anchor:
             f"{url} is not the server that the token names: its CA is another one",
             hint="check the URL; if it is right, somebody stands in between",
         )
-    listed = Anchor.parse("", authority.public_bytes(Encoding.PEM) + call(url, context, "/party/crl"))
+    listed = Anchor.parse(
+        "", authority.public_bytes(Encoding.PEM) + call(url, context, "/party/crl")
+    )
     organisation = organisation_of(authority)
     if len(listed.crls) != 1:
         raise CertificateRefused(f"{url} has no revocation list")

@@ -114,5 +114,4 @@ def test_s_client_talks_to_our_server(tmp_path: Path, revoked: bool) -> None:
         )  # fmt: skip
         thread.join(60)
     assert ("welcome" in said.stdout) is not revoked, said.stderr
-    assert len(refused) == revoked
-    assert not revoked or "alert certificate revoked" in said.stderr
+    assert ["certificate revoked" in str(error) for error in refused] == [True] * revoked

@@ -1,4 +1,4 @@
-"""The verbs of `llmos party`: this home's CA, its memberships, and whom it trusts."""
+"""The verbs on parties: this home's CA, its memberships, and whom it trusts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from llmos.kernel.kernel import Kernel
 from llmos.kernel.policy import Action
 from llmos.kernel.store import timestamp
 from llmos.parties import authority, memberships, register, trust
@@ -15,6 +14,7 @@ from llmos.parties.encoding import serial_of
 from llmos.parties.memberships import Membership
 from llmos.parties.peers import Anchor, renewal_due
 from llmos.parties.tokens import JoinToken, fingerprint
+from llmos.workflows.parts import Parts
 
 if TYPE_CHECKING:
     from llmos.workflows.renew_parties import Renewed
@@ -24,33 +24,33 @@ if TYPE_CHECKING:
 class PartyVerbs:
     """What a home does as CA, as party, and towards other organisations."""
 
-    kernel: Kernel
+    parts: Parts
 
     def create_authority(self, organisation: str) -> Anchor:
         """Make this home the CA of an organisation."""
-        who = self.kernel.principal()
-        made = authority.create(organisation, who, self.kernel, datetime.now(UTC))
+        who = self.parts.who
+        made = authority.create(organisation, who, self.parts.kernel, datetime.now(UTC))
         return made.anchor(who, datetime.now(UTC))
 
     def bundle(self) -> Anchor:
         """Return this home's CA and its revocation list, signed anew when it is due."""
-        ca = authority.load(self.kernel)
-        return ca.anchor(self.kernel.principal(), datetime.now(UTC))
+        ca = authority.load(self.parts.kernel)
+        return ca.anchor(self.parts.who, datetime.now(UTC))
 
     def invite(self, name: str, *, dns: Sequence[str] = (), hours: float = 24.0) -> JoinToken:
         """Return a token by which someone may join once under this name."""
-        ca, life = authority.load(self.kernel), timedelta(hours=hours)
-        return ca.invite(name, dns, life, self.kernel.principal(), datetime.now(UTC))
+        ca, life = authority.load(self.parts.kernel), timedelta(hours=hours)
+        return ca.invite(name, dns, life, self.parts.who, datetime.now(UTC))
 
     def revoke(self, name: str) -> int:
         """Revoke a party's certificates and tokens; return how many certificates that were."""
-        ca = authority.load(self.kernel)
-        return ca.revoke(name, self.kernel.principal(), datetime.now(UTC))
+        ca = authority.load(self.parts.kernel)
+        return ca.revoke(name, self.parts.who, datetime.now(UTC))
 
     def overview(self) -> list[dict[str, Any]]:
         """Return what is known about each party of this home's CA."""
         self._authorize_reading()
-        return register.overview(self.kernel, datetime.now(UTC))
+        return register.overview(self.parts.kernel, datetime.now(UTC))
 
     def party(self, name: str) -> dict[str, Any]:
         """Return what is known about one party.
@@ -67,41 +67,45 @@ class PartyVerbs:
         """Join an organisation by a token."""
         from llmos.workflows import join_party
 
-        who = self.kernel.principal()
-        return membership_facts(join_party.run(url, token, who, self.kernel, datetime.now(UTC)))
+        who = self.parts.who
+        return membership_facts(
+            join_party.run(url, token, who, self.parts.kernel, datetime.now(UTC))
+        )
 
     def renew(self) -> list[Renewed]:
         """Renew this home's certificates that are due, and fetch the newest revocation lists."""
         from llmos.workflows import renew_parties
 
-        return renew_parties.run(self.kernel.principal(), self.kernel, datetime.now(UTC))
+        return renew_parties.run(self.parts.who, self.parts.kernel, datetime.now(UTC))
 
     def leave(self, organisation: str) -> None:
         """End a membership here and destroy its keys."""
-        memberships.leave(organisation, self.kernel.principal(), self.kernel)
+        memberships.leave(organisation, self.parts.who, self.parts.kernel)
 
     def memberships(self) -> list[dict[str, Any]]:
         """Return what is known about this home's memberships."""
         self._authorize_reading()
-        return [membership_facts(member) for member in memberships.all_memberships(self.kernel)]
+        return [
+            membership_facts(member) for member in memberships.all_memberships(self.parts.kernel)
+        ]
 
     def trust(self, organisation: str, pem: bytes) -> dict[str, Any]:
         """Trust an organisation's own CA for that organisation's parties."""
-        who, at = self.kernel.principal(), datetime.now(UTC)
-        return anchor_facts(trust.add(organisation, pem, who, self.kernel, at))
+        who, at = self.parts.who, datetime.now(UTC)
+        return anchor_facts(trust.add(organisation, pem, who, self.parts.kernel, at))
 
     def distrust(self, organisation: str) -> None:
         """Trust an organisation no longer."""
-        trust.remove(organisation, self.kernel.principal(), self.kernel)
+        trust.remove(organisation, self.parts.who, self.parts.kernel)
 
     def trusted(self) -> list[dict[str, Any]]:
         """Return the organisations whose own CAs are trusted."""
         self._authorize_reading()
-        return [anchor_facts(anchor) for anchor in trust.trusted(self.kernel)]
+        return [anchor_facts(anchor) for anchor in trust.trusted(self.parts.kernel)]
 
     def _authorize_reading(self) -> None:
-        home = authority.home_of(self.kernel)
-        self.kernel.monitor.authorize(self.kernel.principal(), Action.READ_LOG, home)
+        home = authority.home_of(self.parts.kernel)
+        self.parts.kernel.monitor.authorize(self.parts.who, Action.READ_LOG, home)
 
 
 def membership_facts(member: Membership) -> dict[str, Any]:
