@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.parties import NOW, Pki
 
-from llmos.crypto.certificates import CLOCK_SKEW, CRL_LIFE, PartyId
+from llmos.crypto.certificates import CLOCK_SKEW, CRL_LIFE, MALFORMED, PartyId
 from llmos.errors import CertificateRefused
 from llmos.parties.encoding import generate_key
 from llmos.parties.peers import Anchor, check_crl, parse_id, verify
@@ -49,20 +49,21 @@ def test_what_is_no_id_is_refused(uri: str) -> None:
         parse_id(uri)
 
 
+@pytest.mark.filterwarnings("ignore:Parsed a serial number which wasn't positive")
 @given(st.integers(0, len(LEAF) - 1), st.integers(1, 255))
 def test_a_certificate_of_which_a_byte_was_changed_is_refused(place: int, flips: int) -> None:
     der = bytearray(LEAF)
     der[place] ^= flips
     try:
         changed = x509.load_der_x509_certificate(bytes(der))
-    except ValueError:
+    except MALFORMED:
         return
     with pytest.raises(CertificateRefused):
         verify(changed, [PKI.anchor()], NOW)
 
 
 def test_a_certificate_without_names_is_refused() -> None:
-    with pytest.raises(CertificateRefused, match="names"):
+    with pytest.raises(CertificateRefused, match="0 URIs"):
         verify(Pki().authority.issue(generate_key().public_key(), [], NOW), [], NOW)
     bare = x509.CertificateBuilder(ISSUER.subject, x509.Name([]), generate_key().public_key(), 1)
     bare = bare.not_valid_before(NOW).not_valid_after(NOW + timedelta(days=1))
@@ -85,7 +86,9 @@ def test_an_intermediate_of_a_trusted_ca_is_no_issuer() -> None:
         verify(forged, [PKI.anchor()], NOW)
 
 
-def built(issuer: x509.Name = ISSUER.subject, *, critical: bool = False, number: bool = True):  # type: ignore[no-untyped-def]
+def built(
+    issuer: x509.Name = ISSUER.subject, *, critical: bool = False, number: bool = True
+) -> x509.CertificateRevocationList:
     builder = x509.CertificateRevocationListBuilder(issuer).last_update(NOW - CLOCK_SKEW)
     builder = builder.next_update(NOW + CRL_LIFE)
     if number:
