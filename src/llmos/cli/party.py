@@ -52,7 +52,7 @@ def create(session: Session, organisation: str, as_json: bool) -> None:
 
 
 @ca.command()
-@click.option("--out", type=click.Path(path_type=Path), help="Write the bundle to a new file.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the bundle to a file.")
 @json_option
 @with_session
 def show(session: Session, out: Path | None, as_json: bool) -> None:
@@ -123,23 +123,16 @@ def list_(session: Session, as_json: bool) -> None:
         return
     print_table(
         "parties",
-        ("party", "state", "serial", "expires"),
-        [(facts["id"], facts["state"], *_newest(facts)) for facts in parties],
+        ("party", "state", "expires"),
+        [(facts["name"], facts["state"], _newest_end(facts)) for facts in parties],
     )
-    print_table(
-        "memberships",
-        ("membership", "expires", "renew from", "url"),
-        [
-            (facts["id"], facts["expires_at"], facts["renew_at"], facts["url"])
-            for facts in memberships
-        ],
-    )
+    columns = ("organisation", "party", "expires_at", "renew_at")
+    rows = [[facts[column] for column in columns] for facts in memberships]
+    print_table("memberships", columns, rows)
 
 
-def _newest(facts: dict[str, Any]) -> tuple[str | None, str | None]:
-    if not facts["certificates"]:
-        return None, None
-    return facts["certificates"][0]["serial"], facts["certificates"][0]["expires_at"]
+def _newest_end(facts: dict[str, Any]) -> str | None:
+    return facts["certificates"][0]["expires_at"] if facts["certificates"] else None
 
 
 @party.command("show")
@@ -207,19 +200,25 @@ def leave(session: Session, organisation: str, as_json: bool) -> None:
 
 
 @party.command()
-@click.option("--out", type=click.Path(path_type=Path), help="Write it to a new file.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write it to a file.")
+@json_option
 @with_session
-def crl(session: Session, out: Path | None) -> None:
+def crl(session: Session, out: Path | None, as_json: bool) -> None:
     """Print this home's revocation list as PEM."""
     from llmos.parties.encoding import crl_to_pem
+    from llmos.verbs.parties import anchor_facts
     from llmos.workflows import outputs
 
-    pem = crl_to_pem(_verbs(session).bundle().crls[0])
-    if out is None:
+    anchor = _verbs(session).bundle()
+    pem = crl_to_pem(anchor.crls[0])
+    if out is not None:
+        outputs.write(out, pem.encode())
+    if as_json:
+        print_json({"crl": pem, "crl_until": anchor_facts(anchor)["crl_until"][0]})
+    elif out is None:
         click.echo(pem, nl=False)
-        return
-    outputs.write(out, pem.encode())
-    click.echo(f"{out}: revocation list")
+    else:
+        click.echo(f"{out}: revocation list")
 
 
 @party.command()

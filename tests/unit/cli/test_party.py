@@ -57,7 +57,7 @@ def test_a_partner_joins_by_token_and_is_revoked(
     assert joined.out.startswith("spiffe://hospital.example/party/clinic until ")
     again = site("party", "join", url, "--token-file", str(token))
     assert (again.status, "already" in again.err) == (4, True)
-    assert "spiffe://hospital.example/party/clinic" in site("party", "ls").out
+    assert "hospital.example   clinic " in site("party", "ls").out
     assert "is due from" in site("party", "renew").out
     listed = hospital("party", "ls", "--json").value
     (facts,) = listed["parties"]
@@ -92,6 +92,7 @@ def test_every_command_speaks_json(hospital: Type, site: Type, url: str, tmp_pat
     )
     bundle = hospital("party", "ca", "show", "--json").value
     assert bundle["sha256"] == [joined["authority_sha256"]]
+    assert hospital("party", "crl", "--json").value["crl"] in bundle["bundle"]
     assert hospital("party", "revoke", "clinic", "--json").value == {
         "revoked": "clinic",
         "certificates": 1,

@@ -28,7 +28,7 @@ from llmos.kernel.identity import Role
 from llmos.kernel.kernel import Kernel
 from llmos.parties import authority, memberships
 from llmos.parties.authority import TOKEN_LIFE, PartyAuthority
-from llmos.parties.encoding import generate_key, serial_of
+from llmos.parties.encoding import generate_key, load_key, serial_of
 from llmos.parties.exchange import call
 from llmos.parties.memberships import Membership, crl_number, request
 from llmos.parties.tls import client_context, introduction_context
@@ -271,7 +271,7 @@ def test_one_membership_that_fails_does_not_keep_the_others(
     gone = Pki("bank.example")
     who = site.principal()
     member, _ = memberships.begin(gone.id("site"), "https://127.0.0.1:1", gone.anchor(), who, site)
-    key = memberships.load_key(site.vault.secret(member.key)).public_key()
+    key = load_key(site.vault.secret(member.key)).public_key()
     issued = gone.authority.issue(key, member.id.names(()), now())
     memberships.finish(member, issued, who, site, now())
     first, second = renew_parties.run(who, site, now())
