@@ -17,7 +17,8 @@ from typing import Any, Final
 SOURCE: Final = Path("src/llmos")
 TRUSTED: Final = ("privacy.py", "errors.py", "config.py", "crypto", "kernel")
 LINES_CAP: Final = 3500
-# Not trusted, but money, proofs and identities hang on them: every branch is tested, their lines do not count.
+# Not trusted, but money, proofs and identities hang on them: every branch is tested, lines do not
+# count.
 COVERED_TOO: Final = (
     "jobs",
     "parties",

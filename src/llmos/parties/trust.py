@@ -7,16 +7,18 @@ from datetime import datetime
 from cryptography import x509
 from sqlalchemy import Connection, Delete, delete, insert, select
 
-from llmos.crypto.certificates import check_dns_name
+from llmos.crypto.certificates import PartyId, check_dns_name
 from llmos.errors import CertificateRefused, PartyExists, UnknownParty
 from llmos.kernel.identity import Principal
 from llmos.kernel.kernel import Kernel
 from llmos.kernel.policy import Action
 from llmos.kernel.store import timestamp
 from llmos.parties.authority import home_of
-from llmos.parties.memberships import all_memberships, crl_number
+from llmos.parties.encoding import crl_from_pem, from_pem
+from llmos.parties.memberships import all_memberships, crl_number, membership
 from llmos.parties.peers import Anchor, check_crl
 from llmos.parties.tables import party_authority, trusted_organisations
+from llmos.parties.tls import Terms
 from llmos.parties.tokens import fingerprint
 
 
@@ -73,8 +75,30 @@ def trusted(kernel: Kernel) -> list[Anchor]:
 
 
 def anchors(kernel: Kernel) -> tuple[Anchor, ...]:
-    """Return whom this home believes as a party: the CAs it joined, and those it trusts."""
-    return (*(member.anchor for member in all_memberships(kernel)), *trusted(kernel))
+    """Return whom this home believes: its own CA, the CAs that it joined, those that it trusts."""
+    with kernel.store.read() as conn:
+        own = conn.execute(select(party_authority)).one_or_none()
+    found = {member.id.organisation: member.anchor for member in all_memberships(kernel)}
+    if own is not None:  # its own list is newer than one that it fetched from itself
+        issuer, crl = from_pem(own.certificate), crl_from_pem(own.crl)
+        found[own.organisation] = Anchor(own.organisation, (issuer,), (crl,))
+    return (*found.values(), *trusted(kernel))
+
+
+def terms(organisation: str, expected: frozenset[PartyId], kernel: Kernel) -> Terms:
+    """Return how this home, as a party of an organisation, meets the expected other parties.
+
+    For `tls.client_context` and, as a function that is called anew, for `tls.server_context`.
+
+    Raises:
+        UnknownParty: this home is no party of the organisation, or has no certificate yet.
+    """
+    credentials = membership(organisation, kernel).terms(kernel).credentials
+    if credentials is None:
+        raise UnknownParty(
+            f"this home has no certificate of {organisation} yet", hint="llmos party join URL"
+        )
+    return Terms(credentials, anchors(kernel), expected)
 
 
 def _trusted(conn: Connection) -> list[Anchor]:

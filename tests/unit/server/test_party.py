@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from tests.parties import ORGANISATION, Pki, door, kernel_at
+from tests.parties import ORGANISATION, Pki, door, kernel_at, meet
 
 from llmos.crypto.certificates import PartyId
 from llmos.errors import (
@@ -23,15 +23,22 @@ from llmos.errors import (
     PartyExists,
     PermissionDenied,
     StorageError,
+    UnknownParty,
 )
 from llmos.kernel.identity import Role
 from llmos.kernel.kernel import Kernel
-from llmos.parties import authority, memberships
+from llmos.parties import authority, memberships, trust
 from llmos.parties.authority import TOKEN_LIFE, PartyAuthority
 from llmos.parties.encoding import generate_key, load_key, serial_of
 from llmos.parties.exchange import call
 from llmos.parties.memberships import Membership, crl_number, request
-from llmos.parties.tls import client_context, introduction_context
+from llmos.parties.tls import (
+    Credentials,
+    Terms,
+    client_context,
+    introduction_context,
+    server_context,
+)
 from llmos.parties.tokens import JoinToken
 from llmos.server.party import MAX_BODY_BYTES, serve_parties
 from llmos.workflows import join_party, renew_parties
@@ -105,6 +112,37 @@ def test_a_partner_joins_and_is_revoked(ca: PartyAuthority, url: str, site: Kern
     again = renew(site)  # the list itself is for anybody
     assert crl_number(again.member.crl) == 3
     assert again.error is None
+
+
+def test_two_partners_meet_until_one_learns_that_the_other_was_revoked(
+    ca: PartyAuthority, url: str, site: Kernel, tmp_path: Path
+) -> None:
+    with kernel_at(tmp_path / "bank") as bank:
+        join(url, invite(ca), site)
+        join(url, invite(ca, "bank"), bank)
+        ids = {name: frozenset({PartyId(ORGANISATION, name)}) for name in ("site", "bank")}
+        server = server_context(lambda: trust.terms(ORGANISATION, ids["bank"], site))
+        client = client_context(trust.terms(ORGANISATION, ids["site"], bank))
+        assert meet(server, client).answer == b"welcome"
+        ca.revoke("bank", ca.kernel.principal(), now())
+        assert meet(server, client).answer == b"welcome"  # the list has not been fetched yet
+        renew(site)
+        met = meet(server, client)
+        assert (met.answer, "certificate revoked" in str(met.server)) == (b"", True)
+        # The CA's home, were it a party, would know at once: it believes its own list.
+        (own,) = trust.anchors(ca.kernel)
+        assert len(list(own.crls[0])) == 1
+
+
+def test_a_home_without_a_certificate_meets_nobody(
+    ca: PartyAuthority, url: str, site: Kernel
+) -> None:
+    with pytest.raises(UnknownParty, match="no party of"):
+        trust.terms(ORGANISATION, frozenset(), site)
+    anchor = join_party.introduce(url, invite(ca), now())
+    memberships.begin(PartyId(ORGANISATION, "site"), url, anchor, site.principal(), site)
+    with pytest.raises(UnknownParty, match="no certificate"):
+        trust.terms(ORGANISATION, frozenset(), site)
 
 
 def test_the_private_key_stays_and_is_sealed(ca: PartyAuthority, url: str, site: Kernel) -> None:
@@ -248,6 +286,16 @@ def test_what_the_door_answers(ca: PartyAuthority, url: str) -> None:
     assert answered(url, anybody, "/v1/models")[0] == 404  # nothing but the door is here
     with pytest.raises(NetworkError, match="could not be reached"):
         call(url.replace("https://127.0.0.1", "https://127.0.0.2"), anybody, "/party/crl")
+
+
+def test_the_door_lets_in_nobody_whom_it_does_not_know(ca: PartyAuthority, url: str) -> None:
+    key = generate_key()
+    stranger = PartyId(ORGANISATION, "stranger")  # signed past the books, with the CA's key
+    issued = ca.authority.issue(key.public_key(), stranger.names(()), now())
+    anchor = ca.anchor(ca.kernel.principal(), now())
+    me = Terms(Credentials(issued, key), (anchor,), frozenset({PartyId(ORGANISATION, None)}))
+    with pytest.raises(NetworkError, match="closed the connection"):
+        call(url, client_context(me), "/party/crl")
 
 
 def test_a_refusals_message_reaches_the_caller_on_one_line(url: str) -> None:
