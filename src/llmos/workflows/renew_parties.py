@@ -57,6 +57,11 @@ def _renew(
     except MALFORMED as error:
         raise CertificateRefused("the server's answer is no revocation list") from error
     member = memberships.keep_crl(member, crl, who, kernel, at)
+    if crl.get_revoked_certificate_by_serial_number(present.serial_number) is not None:
+        raise CertificateRefused(
+            f"{member.id.organisation} revoked this home's certificate",
+            hint=f"ask for a new token; `llmos party leave {member.id.organisation}` before using it",
+        )
     if at < renewal_due(present):
         return Renewed(member, renewed=False)
     member, request = memberships.begin_renewal(member, who, kernel)

@@ -72,6 +72,8 @@ def test_a_partner_joins_by_token_and_is_revoked(
     crl = hospital("party", "crl", "--out", str(tmp_path / "crl.pem"))
     assert crl.out == f"{tmp_path / 'crl.pem'}: revocation list\n"
     assert hospital("party", "crl").out == (tmp_path / "crl.pem").read_text()
+    told = site("party", "renew")
+    assert (told.status, "revoked this home's certificate" in told.err) == (4, True)
     left = site("party", "leave", ORGANISATION)
     assert left.out == "this home is no party of hospital.example any more\n"
     assert site("party", "leave", ORGANISATION).status == 4

@@ -107,7 +107,7 @@ def test_s_client_talks_to_our_server(tmp_path: Path, revoked: bool) -> None:
         thread.start()
         port = listening.getsockname()[1]
         said = run(
-            "s_client", "-connect", f"127.0.0.1:{port}", "-tls1_3", "-quiet", "-no_ign_eof",
+            "s_client", "-connect", f"127.0.0.1:{port}", "-tls1_3", "-quiet",
             "-verify_return_error", "-x509_strict", "-crl_check",
             "-CAfile", bundle, "-CRL", bundle,
             "-cert", leaf, "-key", tmp_path / "key.der", "-keyform", "DER",
