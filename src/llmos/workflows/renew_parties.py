@@ -60,7 +60,7 @@ def _renew(
     if crl.get_revoked_certificate_by_serial_number(present.serial_number) is not None:
         raise CertificateRefused(
             f"{member.id.organisation} revoked this home's certificate",
-            hint=f"ask for a new token; `llmos party leave {member.id.organisation}` before using it",
+            hint=f"`llmos party leave {member.id.organisation}`, then join by a new token",
         )
     if at < renewal_due(present):
         return Renewed(member, renewed=False)

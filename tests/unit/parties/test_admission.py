@@ -21,6 +21,7 @@ from llmos.errors import (
     UnknownParty,
 )
 from llmos.kernel.identity import Role
+from llmos.kernel.kernel import Kernel
 from llmos.parties import admission, register
 from llmos.parties.authority import TOKEN_LIFE, PartyAuthority, load
 from llmos.parties.encoding import generate_key, serial_of
@@ -343,3 +344,9 @@ def test_only_stewards_and_administrators_invite_and_admit(ca: PartyAuthority) -
     with pytest.raises(PermissionDenied):
         ca.revoke("site", engineer, NOW)
     assert PartyId("hospital.example", "site") in ca.active()
+
+
+def test_a_home_that_is_no_ca_says_so(kernel: Kernel) -> None:
+    with pytest.raises(UnknownParty, match="this home is no CA"):
+        load(kernel)
+    assert register.overview(kernel, NOW) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -142,6 +143,8 @@ def test_a_home_without_a_certificate_meets_nobody(
 ) -> None:
     with pytest.raises(UnknownParty, match="no party of"):
         trust.terms(ORGANISATION, frozenset(), site)
+    with pytest.raises(UnknownParty, match="no party of"):
+        memberships.leave(ORGANISATION, site.principal(), site)
     anchor = join_party.introduce(url, invite(ca), now())
     memberships.begin(PartyId(ORGANISATION, "site"), url, anchor, site.principal(), site)
     with pytest.raises(UnknownParty, match="no certificate"):
@@ -364,6 +367,20 @@ def test_a_door_needs_the_right_to_serve(ca: PartyAuthority) -> None:
     for who in (erin, stew):  # a steward may admit parties, and not serve
         with pytest.raises(PermissionDenied):
             serve_parties(ca, who, host="127.0.0.1", port=0, on_ready=pytest.fail)
+
+
+def test_a_door_serves_until_it_is_asked_to_stop(ca: PartyAuthority) -> None:
+    said: list[str] = []
+
+    def ready(url: str) -> None:
+        said.append(url)
+        signal.raise_signal(signal.SIGTERM)
+
+    serve_parties(ca, ca.kernel.principal(), host="127.0.0.1", port=0, on_ready=ready)
+    assert said[0].startswith("https://127.0.0.1:")
+    size = ca.kernel.auditlog.verify().size
+    (entry,) = ca.kernel.auditlog.entries(size - 2, 1)
+    assert entry.fields["details"] == {"host": "127.0.0.1", "parties": ORGANISATION}
 
 
 @pytest.mark.parametrize(
