@@ -46,7 +46,7 @@ def call(url: str, context: ssl.SSLContext, path: str, body: bytes | None = None
     try:
         connection.request("GET" if body is None else "POST", path, body=body)
         answer = connection.getresponse()
-        content = answer.read(_LARGEST_ANSWER_BYTES + 1)
+        content = answer.read(_LARGEST_ANSWER_BYTES)
     except ssl.SSLError as error:
         raise CertificateRefused(
             f"no handshake with {url}: {error.strerror or error}",
@@ -64,8 +64,10 @@ def call(url: str, context: ssl.SSLContext, path: str, body: bytes | None = None
         ) from error
     finally:
         connection.close()
-    if answer.status >= _SERVER_FAULT or len(content) > _LARGEST_ANSWER_BYTES:
-        raise NetworkError(f"{url} answered with status {answer.status}")
+    if answer.status >= _SERVER_FAULT or answer.length != 0:  # cut, too large, or unknown
+        raise NetworkError(
+            f"{url} gave no answer that can be used: status {answer.status}, {len(content)} bytes"
+        )
     if answer.status != _OK:
         raise JoinRefused(f"{url}: {_message(content) or f'status {answer.status}'}")
     return content

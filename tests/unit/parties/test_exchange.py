@@ -64,7 +64,8 @@ def test_an_answer_is_its_body() -> None:
         (http("200 OK", bytes((1 << 20) + 1)), "status 200"),
         (b"", "closed the connection without an answer"),
         (b"nothing\r\n\r\n", "could not be reached"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nlist", "could not be reached"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nlist", "status 200, 4 bytes"),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + bytes((1 << 20) + 1), "status 200, 1048576 bytes"),
     ],
 )
 def test_a_fault_of_the_server_is_told(answer: bytes, says: str) -> None:
