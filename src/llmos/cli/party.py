@@ -172,18 +172,18 @@ def renew(session: Session, as_json: bool) -> None:
     from llmos.verbs.parties import membership_facts
 
     done = _verbs(session).renew()
-    for one in done:
-        if one.error is not None:
-            click.echo(f"{one.member.id.uri}: {one.error.message}", err=True)
-    if failed := [one.error for one in done if one.error is not None]:
-        raise failed[0]
+    good = [one for one in done if one.error is None]
+    if not as_json:
+        for one in good:
+            facts = membership_facts(one.member)
+            said = "renewed" if one.renewed else f"is due from {facts['renew_at']} on"
+            click.echo(f"{facts['id']} {said}; good until {facts['expires_at']}")
+    if failed := [(one.member.id.uri, one.error) for one in done if one.error is not None]:
+        for uri, error in failed[1:]:
+            click.echo(f"{uri}: {error.message}", err=True)
+        raise failed[0][1]
     if as_json:
-        print_json([membership_facts(one.member) | {"renewed": one.renewed} for one in done])
-        return
-    for one in done:
-        facts = membership_facts(one.member)
-        said = "renewed" if one.renewed else f"is due from {facts['renew_at']} on"
-        click.echo(f"{facts['id']} {said}; good until {facts['expires_at']}")
+        print_json([membership_facts(one.member) | {"renewed": one.renewed} for one in good])
 
 
 @party.command()
