@@ -15,7 +15,13 @@ from tests.parties import NOW, Pki, meet
 from llmos.crypto.certificates import CRL_LIFE, PartyId
 from llmos.errors import IntegrityError
 from llmos.parties.peers import Anchor
-from llmos.parties.tls import Credentials, Terms, client_context, server_context
+from llmos.parties.tls import (
+    Credentials,
+    Terms,
+    client_context,
+    introduction_context,
+    server_context,
+)
 
 HOSPITAL = Pki()
 BANK = Pki("bank.example")
@@ -42,6 +48,7 @@ def test_every_context_asks_for_all_checks() -> None:
         assert context.verify_mode is ssl.CERT_REQUIRED
         assert context.verify_flags & ssl.VERIFY_CRL_CHECK_LEAF
         assert context.verify_flags & ssl.VERIFY_X509_STRICT
+    assert introduction_context().minimum_version is ssl.TLSVersion.TLSv1_3
 
 
 # What is wrong with the client's certificate, and what the server says about it.
