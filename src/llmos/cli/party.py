@@ -105,7 +105,9 @@ def invite(session: Session, name: str, hours: float, dns: tuple[str, ...], as_j
 @with_session
 def join(session: Session, url: str, token_file: Any, as_json: bool) -> None:  # noqa: ANN401
     """Join at URL, such as https://ca.hospital.example:8443, by a token read from a file."""
-    facts = _verbs(session).join(url, token_file.readline())
+    asked = token_file.isatty()
+    token = click.prompt("Token", hide_input=True) if asked else token_file.readline()
+    facts = _verbs(session).join(url, token)
     if as_json:
         print_json(facts)
         return

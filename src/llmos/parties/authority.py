@@ -100,8 +100,8 @@ class PartyAuthority:
         ) as conn:
             self._tick(conn, at)
             revoked = [row.serial for row in _unrevoked(conn, name)]
-            here, now = {"revoked_at": timestamp(at)}, parties.c.name == name
-            if not conn.execute(update(parties).where(now).values(here)).rowcount:
+            here, this = {"revoked_at": timestamp(at)}, parties.c.name == name
+            if not conn.execute(update(parties).where(this).values(here)).rowcount:
                 raise unknown(name)
             chosen = party_certificates.c.serial.in_(revoked)
             conn.execute(update(party_certificates).where(chosen).values(here))
