@@ -113,7 +113,7 @@ def test_a_partner_joins_and_is_revoked(ca: PartyAuthority, url: str, site: Kern
     again = renew(site)  # the list itself is for anybody
     assert isinstance(again.error, CertificateRefused)
     assert "revoked this home's certificate" in again.error.message
-    assert crl_number(memberships.membership(ORGANISATION, site).crl) == 2
+    assert crl_number(memberships.membership(ORGANISATION, site).crl) > crl_number(member.crl)
     memberships.leave(ORGANISATION, site.principal(), site)
     assert join(url, invite(ca), site).certificate != member.certificate
 
@@ -380,7 +380,8 @@ def test_a_door_serves_until_it_is_asked_to_stop(ca: PartyAuthority) -> None:
     assert said[0].startswith("https://127.0.0.1:")
     size = ca.kernel.auditlog.verify().size
     (entry,) = ca.kernel.auditlog.entries(size - 2, 1)
-    assert entry.fields["details"] == {"host": "127.0.0.1", "parties": ORGANISATION}
+    assert entry.fields["action"] == "serve"
+    assert entry.fields["details"]["parties"] == ORGANISATION
 
 
 @pytest.mark.parametrize(
