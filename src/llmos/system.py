@@ -23,6 +23,7 @@ from llmos.verbs.approvals import ApprovalVerbs
 from llmos.verbs.budgets import BudgetVerbs
 from llmos.verbs.jobs import JobVerbs
 from llmos.verbs.log import LogVerbs
+from llmos.verbs.parties import PartyVerbs
 from llmos.verbs.vault import VaultVerbs
 from llmos.workflows.parts import Parts
 
@@ -122,6 +123,11 @@ class System:
     def access(self) -> AccessVerbs:
         """Return the verbs on people, programs, their keys and the policy."""
         return AccessVerbs(self.parts)
+
+    @property
+    def parties(self) -> PartyVerbs:
+        """Return the verbs on parties: this home's CA, its memberships, whom it trusts."""
+        return PartyVerbs(self.parts)
 
     @property
     def vault(self) -> VaultVerbs:

@@ -33,6 +33,7 @@ NOUNS: Final[dict[str, tuple[str, str]]] = {
     "user": ("user", "Add and list the people and programs of this home."),
     "vault": ("vault", "Show and rotate the vault's keys; change how the root key is kept."),
     "policy": ("policy", "Show, check and test the access policies."),
+    "party": ("party", "Let partners join by certificate, join theirs, trust an own CA."),
     "log": ("log", "Show, verify, prove, export, inspect and witness the audit log."),
 }
 

@@ -55,6 +55,8 @@ class Action(StrEnum):
     APPROVE = "approve"
     MANAGE_PARTNERS = "manage-partners"
     WITNESS = "witness"
+    MANAGE_PARTIES = "manage-parties"
+    ADMIT_PARTIES = "admit-parties"
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,12 @@ class Vault:
             raise StorageError(f"there is no secret {name!r}", hint="restore keys.db")
         return keys.unwrap(self._secret_kek, sealed, name.encode())
 
+    def destroy_secret(self, name: str) -> None:
+        """Destroy a sealed secret, also in the write-ahead log; none of this name is no error."""
+        with self._store.transaction() as conn:
+            conn.execute(delete(sealed_secrets).where(sealed_secrets.c.name == name))
+        self._store.checkpoint()
+
     def put(self, kind: str, source: BinaryIO | bytes) -> str:
         """Encrypt `source` to its end into a new object and return the object's id.
 

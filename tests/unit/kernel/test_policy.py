@@ -50,12 +50,14 @@ SUBJECT = {
     Action.APPROVE: HOME,
     Action.MANAGE_PARTNERS: HOME,
     Action.WITNESS: HOME,
+    Action.MANAGE_PARTIES: HOME,
+    Action.ADMIT_PARTIES: HOME,
 }
 RIGHTS = {
     Role.ADMINISTRATOR: set(Action),
     Role.STEWARD: {
         Action.IMPORT_DATA, Action.READ_DATA, Action.MANAGE_BUDGET, Action.MEASURE, Action.REPORT,
-        Action.READ_LOG, Action.APPROVE,
+        Action.READ_LOG, Action.APPROVE, Action.MANAGE_PARTIES, Action.ADMIT_PARTIES,
     },
     Role.ENGINEER: {
         Action.TRAIN_PRIVATE, Action.TRAIN_WITHOUT_PRIVACY, Action.PLAN, Action.MEASURE,

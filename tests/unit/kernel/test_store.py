@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta, timezone
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from sqlalchemy import MetaData, create_engine, insert, select, update
 from sqlalchemy.exc import IntegrityError, OperationalError
 from tests.databases import STRICT, open_store
 
+import llmos
 from llmos.errors import StorageError, StorageFull
 from llmos.jobs.tables import job_steps, jobs
 from llmos.kernel import migrations, schema
@@ -109,6 +111,8 @@ def statements(connection: sqlite3.Connection) -> dict[str, str]:
 def test_migrations_make_exactly_the_tables_of_the_schema(
     metadata: MetaData, tmp_path: Path
 ) -> None:
+    for tables in Path(llmos.__file__).parent.glob("*/tables.py"):
+        import_module(f"llmos.{tables.parent.name}.tables")
     open_store(tmp_path / "migrated.db", metadata).close()
     engine = create_engine(f"sqlite:///{tmp_path / 'declared.db'}")
     metadata.create_all(engine)

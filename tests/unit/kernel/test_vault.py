@@ -349,3 +349,19 @@ def test_the_root_key_is_not_kept(vault: Vault) -> None:
     held = [getattr(vault, name) for name in vars(vault)]
     assert ROOT_KEY not in held
     assert ROOT_KEY.hex() not in json.dumps(held, default=repr)
+
+
+def test_a_destroyed_secret_is_gone_from_every_file_and_its_name_is_free(
+    vault: Vault, store: Store
+) -> None:
+    vault.seal_secret("a", b"first")
+    with store.read() as conn:
+        sealed = conn.execute(select(sealed_secrets.c.sealed)).scalar_one()
+    vault.destroy_secret("a")
+    with pytest.raises(StorageError, match="no secret"):
+        vault.secret("a")
+    for path in store.path.parent.glob(f"{store.path.name}*"):
+        assert sealed not in path.read_bytes()
+    vault.destroy_secret("a")
+    vault.seal_secret("a", b"second")
+    assert vault.secret("a") == b"second"
