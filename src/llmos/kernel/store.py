@@ -154,6 +154,19 @@ class Store:
                 hint="stop the other LLMOS processes on this home and try again",
             )
 
+    def compact(self) -> None:
+        """Write the file anew from its rows: copies that SQLite left of deleted ones are gone.
+
+        Raises:
+            StorageFull: there is no room for the second copy; nothing was changed.
+            StorageError: a reader kept its snapshot beyond the busy timeout.
+        """
+        with _translated(self.path), closing(self._engine.raw_connection()) as raw:
+            for statement in ("query_only = OFF", "temp_store = MEMORY"):  # no copy elsewhere
+                raw.cursor().execute(f"PRAGMA {statement}")
+            raw.cursor().execute("VACUUM")
+        self.checkpoint()
+
     def close(self) -> None:
         """Close the pooled connections; the store may be used again and opens new ones."""
         self._engine.dispose()

@@ -349,7 +349,7 @@ def test_another_datasets_records_and_book_are_noticed(
             .values(object_id=other.object_id)
         )
     grant = Only(everything(card).object_ids | everything(other).object_ids)
-    with pytest.raises(IntegrityError, match="fingerprint"):
+    with pytest.raises(TamperedObject, match="does not belong to its unit and its place"):
         list(datasets.open_records(datasets.card("ward-7"), grant))
     with pytest.raises(IntegrityError, match="commitment"):
         datasets.open_canaries(replace(card, canary_object_id=other.canary_object_id), grant)

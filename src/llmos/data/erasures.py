@@ -1,0 +1,116 @@
+"""Which units were erased: written with the decision, before any key is destroyed.
+
+From that moment on readers leave the unit out, whatever keys there still are. A missing key that
+no row here explains is a fault and never skipped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import rfc8785
+from sqlalchemy import Column, Connection, ForeignKey, Table, func, insert, select
+
+from llmos.errors import ApprovalConflict
+from llmos.kernel.keyring import KeyName
+from llmos.kernel.schema import KERNEL, STR
+
+erasures: Final = Table(
+    "erasures",
+    KERNEL,
+    Column("object_id", STR, primary_key=True),  # the part of the dataset with the unit's records
+    Column("unit", STR, primary_key=True),  # keyed hash
+    Column("dataset", STR, ForeignKey("datasets.name"), nullable=False),
+    Column("approval", STR, ForeignKey("approvals.id"), nullable=False),
+)
+
+erasure_receipts: Final = Table(
+    "erasure_receipts",
+    KERNEL,
+    Column("approval", STR, ForeignKey("approvals.id"), primary_key=True),
+    Column("envelope", STR, nullable=False),  # JSON: DSSE
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ErasedUnit:
+    """A unit whose key in one part of a dataset is destroyed, or about to be."""
+
+    dataset: str
+    key: KeyName
+
+    def to_dict(self) -> dict[str, str]:
+        """Return the unit as JSON values."""
+        return {"dataset": self.dataset, **self.key._asdict()}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, str]) -> ErasedUnit:
+        """Read what `to_dict` wrote."""
+        return cls(fields["dataset"], KeyName(fields["object_id"], fields["name"]))
+
+
+def record(conn: Connection, approval: str, units: Iterable[ErasedUnit]) -> None:
+    """Record that an approval erases units; no reader opens their records any more.
+
+    Raises:
+        ApprovalConflict: one of them was erased before.
+    """
+    for unit in units:
+        which = {"object_id": unit.key.object_id, "unit": unit.key.name}
+        before = conn.execute(select(erasures.c.approval).filter_by(**which)).scalar()
+        if before is not None:
+            raise ApprovalConflict(
+                f"this person was erased from {unit.dataset} by {before}",
+                hint=f"refuse {approval}; `llmos data receipt {before}` writes the receipt",
+            )
+        conn.execute(insert(erasures).values(**which, dataset=unit.dataset, approval=approval))
+
+
+def names(conn: Connection, object_id: str) -> frozenset[str]:
+    """Return the units that were erased from a part of a dataset."""
+    found = select(erasures.c.unit).where(erasures.c.object_id == object_id)
+    return frozenset(conn.execute(found).scalars())
+
+
+def counts(conn: Connection) -> dict[str, int]:
+    """Return how many units were erased from each part of a dataset that lost any."""
+    counted = select(erasures.c.object_id, func.count()).group_by(erasures.c.object_id)
+    return {object_id: count for object_id, count in conn.execute(counted)}
+
+
+def approval_of(conn: Connection, key: KeyName) -> str | None:
+    """Return which approval erased a unit, if one did."""
+    which = (erasures.c.object_id == key.object_id) & (erasures.c.unit == key.name)
+    return conn.execute(select(erasures.c.approval).where(which)).scalar()
+
+
+def units(conn: Connection, approval: str | None = None) -> tuple[ErasedUnit, ...]:
+    """Return the units that an approval erased, or all that were ever erased."""
+    query = select(erasures).order_by(erasures.c.dataset, erasures.c.unit)
+    if approval is not None:
+        query = query.where(erasures.c.approval == approval)
+    rows = conn.execute(query).all()
+    return tuple(ErasedUnit(row.dataset, KeyName(row.object_id, row.unit)) for row in rows)
+
+
+def unfinished(conn: Connection) -> tuple[str, ...]:
+    """Return the approved erasures that have no receipt yet."""
+    receipted = select(erasure_receipts.c.approval)
+    query = select(erasures.c.approval).where(erasures.c.approval.not_in(receipted)).distinct()
+    return tuple(conn.execute(query.order_by(erasures.c.approval)).scalars())
+
+
+def keep_receipt(conn: Connection, approval: str, envelope: dict[str, Any]) -> None:
+    """Keep the signed receipt of an erasure."""
+    text = rfc8785.dumps(envelope).decode()
+    conn.execute(insert(erasure_receipts).values(approval=approval, envelope=text))
+
+
+def receipt(conn: Connection, approval: str) -> dict[str, Any] | None:
+    """Return the signed receipt of an erasure, if it is finished."""
+    query = select(erasure_receipts.c.envelope).where(erasure_receipts.c.approval == approval)
+    text = conn.execute(query).scalar()
+    return None if text is None else dict(json.loads(text))
