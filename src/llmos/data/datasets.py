@@ -278,6 +278,16 @@ class Datasets:
             found = conn.execute(this).first()
         return None if found is None else KeyName(*found)
 
+    def has_key(self, key: KeyName) -> bool:
+        """Tell whether the key of a unit is there; that of an erased one must not be."""
+        living = select(schema.unit_keys.c.name).where(
+            schema.unit_keys.c.object_id == key.object_id,
+            schema.unit_keys.c.name == key.name,
+            schema.unit_keys.c.wrapped_key.is_not(None),
+        )
+        with self._vault.keyring.store.read() as conn:
+            return conn.execute(living).first() is not None
+
     def erased(self, card: DatasetCard) -> int:
         """Return how many units the training records have lost by now."""
         with self._store.read() as conn:

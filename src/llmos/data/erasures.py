@@ -87,13 +87,17 @@ def approval_of(conn: Connection, key: KeyName) -> str | None:
     return conn.execute(select(erasures.c.approval).where(which)).scalar()
 
 
-def units(conn: Connection, approval: str | None = None) -> tuple[ErasedUnit, ...]:
-    """Return the units that an approval erased, or all that were ever erased."""
-    query = select(erasures).order_by(erasures.c.dataset, erasures.c.unit)
-    if approval is not None:
-        query = query.where(erasures.c.approval == approval)
-    rows = conn.execute(query).all()
+def units(conn: Connection, approval: str) -> tuple[ErasedUnit, ...]:
+    """Return the units that an approval erases."""
+    query = select(erasures).where(erasures.c.approval == approval)
+    rows = conn.execute(query.order_by(erasures.c.dataset, erasures.c.unit)).all()
     return tuple(ErasedUnit(row.dataset, KeyName(row.object_id, row.unit)) for row in rows)
+
+
+def keys(conn: Connection) -> dict[KeyName, str]:
+    """Return every key that was ever to be destroyed, with its approval."""
+    rows = conn.execute(select(erasures.c.object_id, erasures.c.unit, erasures.c.approval))
+    return {KeyName(object_id, unit): approval for object_id, unit, approval in rows}
 
 
 def unfinished(conn: Connection) -> tuple[str, ...]:
@@ -104,7 +108,13 @@ def unfinished(conn: Connection) -> tuple[str, ...]:
 
 
 def keep_receipt(conn: Connection, approval: str, envelope: dict[str, Any]) -> None:
-    """Keep the signed receipt of an erasure."""
+    """Keep the signed receipt of an erasure.
+
+    Raises:
+        ApprovalConflict: another process has finished it.
+    """
+    if receipt(conn, approval) is not None:
+        raise ApprovalConflict(f"{approval} has its receipt already")
     text = rfc8785.dumps(envelope).decode()
     conn.execute(insert(erasure_receipts).values(approval=approval, envelope=text))
 

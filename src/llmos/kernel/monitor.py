@@ -14,13 +14,7 @@ from typing import Any, Final, Protocol
 
 from sqlalchemy import Connection, select
 
-from llmos.errors import (
-    ApprovalConflict,
-    LedgerConflict,
-    LlmosError,
-    PermissionDenied,
-    StorageError,
-)
+from llmos.errors import LedgerConflict, LlmosError, PermissionDenied, StorageError
 from llmos.kernel.budget import Budget, ReservationState
 from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action, Decision, Policy, Resource
@@ -254,14 +248,15 @@ class Monitor:
         Policy is not asked again: `who` is the one who decided, and the decision is in the log.
 
         Raises:
-            ApprovalConflict: it was not approved.
+            PermissionDenied: it was not approved.
         """
         decided = Decision(allowed=True, policies=(approval,), reason="approved")
         recorder = _Recorder(self.log, who, action, resource, decided)
         with self.store.transaction() as conn:
             approved = select(approvals.c.id).filter_by(id=approval, state="approved")
             if conn.execute(approved).first() is None:
-                raise ApprovalConflict(f"{approval} was not approved")
+                reason = f"{approval} was not approved"
+                raise PermissionDenied(who.name, action, str(resource), reason=reason)
             yield conn
             recorder.write(conn, Outcome.DONE, details)
 

@@ -91,7 +91,7 @@ def verify_bundle(
     payload = dsse.open_envelope(envelope, certificate_key, payload_type=dsse.IN_TOTO)
     entry = verify_proof(proof, log_key)
     _check_entry(entry, payload)
-    statement = _read_json(payload, "the signed statement")
+    statement = read_json(payload, "the signed statement")
     verified = _read_statement(statement, proof, log_key.name, model_digest)
     if verified.issuer != certificate_key.name:
         raise VerificationFailed(f"the certificate names another issuer: {verified.issuer!r}")
@@ -105,7 +105,7 @@ def verify_log_proof(data: bytes, public_keys: str) -> dict[str, Any]:
         VerificationFailed: a check failed; the message says which.
     """
     _, log_key = read_public_keys(public_keys)
-    proof = _read_proof(_read_json(data, "the log proof"))
+    proof = read_proof(read_json(data, "the log proof"))
     entry = verify_proof(proof, log_key)
     return {"log": log_key.name, "log_index": proof.index, "log_size": proof.size, "entry": entry}
 
@@ -135,8 +135,12 @@ def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def _read_json(data: bytes, what: str) -> dict[str, Any]:
-    """Read an object that is spelt canonically (RFC 8785), so that every byte of it matters."""
+def read_json(data: bytes, what: str) -> dict[str, Any]:
+    """Read an object that is spelt canonically (RFC 8785), so that every byte of it matters.
+
+    Raises:
+        VerificationFailed: it is not that, or it is too large.
+    """
     if len(data) > LARGEST_FILE_BYTES:
         raise VerificationFailed(f"{what} is larger than {LARGEST_FILE_BYTES} bytes")
     try:
@@ -153,7 +157,7 @@ def _read_json(data: bytes, what: str) -> dict[str, Any]:
 
 def _open_file(data: bytes) -> tuple[dict[str, Any], LogProof]:
     """Take the file apart; what is not signed or proven may not be in it."""
-    fields = _read_json(data, "the certificate")
+    fields = read_json(data, "the certificate")
     if set(fields) != {"mediaType", "envelope", "log_proof"}:
         raise VerificationFailed(f"the certificate has other fields than ours: {sorted(fields)}")
     if fields["mediaType"] != MEDIA_TYPE:
@@ -170,10 +174,15 @@ def _open_file(data: bytes) -> tuple[dict[str, Any], LogProof]:
             raise VerificationFailed("the certificate's envelope has fields that are not ours")
     if not isinstance(fields["log_proof"], dict):
         raise VerificationFailed("the certificate has no log proof")
-    return envelope, _read_proof(fields["log_proof"])
+    return envelope, read_proof(fields["log_proof"])
 
 
-def _read_proof(fields: Mapping[str, Any]) -> LogProof:
+def read_proof(fields: Mapping[str, Any]) -> LogProof:
+    """Read a log proof that has no other fields than ours.
+
+    Raises:
+        VerificationFailed: it is none, or it has.
+    """
     proof = LogProof.from_dict(fields)
     if proof.to_dict() != fields:
         raise VerificationFailed("the log proof has fields that are not ours")

@@ -7,10 +7,10 @@ from typing import Any, Final
 from llmos.kernel.approvals import Approval
 from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action, Resource
-from llmos.workflows import raise_cap
+from llmos.workflows import erase, raise_cap
 from llmos.workflows.parts import Parts
 
-_ACTS: Final = {raise_cap.ACT: raise_cap.perform}
+_ACTS: Final = {raise_cap.ACT: raise_cap.perform, erase.ACT: erase.perform}
 
 
 def run(approval_id: str, who: Principal, parts: Parts, *, approve: bool) -> Approval:
@@ -35,4 +35,5 @@ def run(approval_id: str, who: Principal, parts: Parts, *, approve: bool) -> App
         decided = kernel.approvals.decide(conn, who, approval_id, approve=approve)
         if approve:
             _ACTS[asked.act](conn, decided)
+    erase.finish(parts)
     return decided
