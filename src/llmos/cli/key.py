@@ -30,7 +30,7 @@ def create(
     as_json: bool,
 ) -> None:
     """Make an API key and show it, once."""
-    issued = session.system().create_key(user=user, label=label, models=models, days=days)
+    issued = session.system().access.create_key(user=user, label=label, models=models, days=days)
     if as_json:
         print_json({"id": issued.id, "token": issued.token})
         return
@@ -43,7 +43,7 @@ def create(
 @with_session
 def list_(session: Session, as_json: bool) -> None:
     """List the API keys; never their secrets."""
-    rows = session.system().key_overview()
+    rows = session.system().access.keys()
     if as_json:
         print_json(rows)
         return
@@ -71,7 +71,7 @@ def list_(session: Session, as_json: bool) -> None:
 @with_session
 def revoke(session: Session, key_id: str, as_json: bool) -> None:
     """Revoke an API key at once."""
-    session.system().revoke_key(key_id)
+    session.system().access.revoke_key(key_id)
     if as_json:
         print_json({"id": key_id, "state": "revoked"})
         return

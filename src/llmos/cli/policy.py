@@ -63,7 +63,7 @@ def test(
     as_json: bool,
 ) -> None:
     """Say whether USER may do ACTION, and which policies decide it; exit status 5 when not."""
-    decision = session.system().test_policy(user, action, dataset, model, purpose)
+    decision = session.system().access.test_policy(user, action, dataset, model, purpose)
     if as_json:
         print_json(decision)
     else:

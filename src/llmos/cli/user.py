@@ -21,7 +21,7 @@ def user() -> None:
 @with_session
 def add(session: Session, name: str, roles: tuple[str, ...], as_json: bool) -> None:
     """Add a person or program with one or more roles."""
-    principal = session.system().add_user(name, roles)
+    principal = session.system().access.add_user(name, roles)
     if as_json:
         print_json({"name": principal.name, "roles": sorted(principal.roles)})
         return

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Final
 
@@ -22,19 +21,17 @@ from llmos.data.canaries import (
     encode_book,
     plant,
 )
-from llmos.data.holdout import check_fraction, split
+from llmos.data.holdout import split
 from llmos.data.records import Record, RecordFormat, decode_records, fingerprint
-from llmos.errors import DataError, DatasetExists, InvalidPrivacyParameter, UnknownDataset
+from llmos.data.terms import DatasetTerms
+from llmos.errors import DataError, DatasetExists, UnknownDataset
 from llmos.kernel import caps, schema
 from llmos.kernel.identity import Principal
-from llmos.kernel.keyring import KeyName
 from llmos.kernel.monitor import Monitor
 from llmos.kernel.policy import Action, Resource
 from llmos.kernel.store import Store, now
 from llmos.kernel.vault import ObjectGrant, Vault
-from llmos.privacy import Classification, PrivacyLoss
-
-_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+from llmos.privacy import Classification
 
 RECORDS_KIND: Final = "records"
 HOLDOUT_KIND: Final = "holdout"
@@ -88,45 +85,6 @@ class DatasetCard:
     def to_dict(self) -> dict[str, Any]:
         """Return the card as JSON values."""
         return asdict(self) | {"purposes": list(self.purposes), "parents": list(self.parents)}
-
-
-@dataclass(frozen=True, slots=True)
-class DatasetTerms:
-    """What the steward decides about a dataset when it is imported."""
-
-    name: str
-    classification: Classification
-    purposes: tuple[str, ...]
-    total: PrivacyLoss  # the lifetime budget, per unit of `total.unit.column`
-    holdout_fraction: float = 0.0  # of the units, in [0, 1)
-    purpose_epsilons: Mapping[str, float] = field(default_factory=dict)  # parts of `total`
-    parents: tuple[str, ...] = ()  # datasets of the same people that it was made from
-
-    def __post_init__(self) -> None:
-        """Refuse names and purposes that policies and files could misread."""
-        for purpose, epsilon in self.purpose_epsilons.items():
-            if purpose not in self.purposes:
-                raise DataError(
-                    f"{purpose!r} is no purpose of {self.name}", hint=f"add --purpose {purpose}"
-                )
-            if not epsilon <= self.total.epsilon:
-                raise InvalidPrivacyParameter(
-                    f"epsilon of {purpose}", epsilon, f"at most {self.total.epsilon:g}, the whole"
-                )
-        for word, what in (
-            (self.name, "a dataset name"),
-            *((p, "a purpose") for p in self.purposes),
-        ):
-            if not _NAME.fullmatch(word):
-                raise DataError(
-                    f"{word!r} cannot be {what}",
-                    hint="use up to 63 lower-case letters, digits and dashes, no dash in front",
-                )
-        if not self.purposes:
-            raise DataError(
-                f"dataset {self.name} has no purpose", hint="say what it may be used for"
-            )
-        check_fraction(self.holdout_fraction)
 
 
 class Datasets:
@@ -256,37 +214,6 @@ class Datasets:
         book = decode_book(self._vault.read(card.canary_object_id, CANARIES_KIND, grant))
         check(book, card.canary_commitment)
         return book
-
-    def locate(self, card: DatasetCard, unit: str) -> KeyName | None:
-        """Return which key seals a unit's records in a dataset, also when it was destroyed.
-
-        Raises:
-            DataError: this dataset's units have no keys of their own.
-        """
-        if not card.sealed_units:
-            raise DataError(
-                f"{card.name} was imported before people could be erased from a dataset",
-                hint="import its file anew: people can be erased from the new dataset",
-            )
-        keyring = self._vault.keyring
-        parts = (card.object_id, card.holdout_object_id)
-        this = select(schema.unit_keys.c.object_id, schema.unit_keys.c.name).where(
-            schema.unit_keys.c.object_id.in_(parts),
-            schema.unit_keys.c.name == keyring.unit_name(card.name, unit),
-        )
-        with keyring.store.read() as conn:
-            found = conn.execute(this).first()
-        return None if found is None else KeyName(*found)
-
-    def has_key(self, key: KeyName) -> bool:
-        """Tell whether the key of a unit is there; that of an erased one must not be."""
-        living = select(schema.unit_keys.c.name).where(
-            schema.unit_keys.c.object_id == key.object_id,
-            schema.unit_keys.c.name == key.name,
-            schema.unit_keys.c.wrapped_key.is_not(None),
-        )
-        with self._vault.keyring.store.read() as conn:
-            return conn.execute(living).first() is not None
 
     def erased(self, card: DatasetCard) -> int:
         """Return how many units the training records have lost by now."""

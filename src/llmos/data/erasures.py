@@ -7,7 +7,7 @@ no row here explains is a fault and never skipped.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,8 +15,8 @@ import rfc8785
 from sqlalchemy import Column, Connection, ForeignKey, Table, func, insert, select
 
 from llmos.errors import ApprovalConflict
-from llmos.kernel.keyring import KeyName
-from llmos.kernel.schema import KERNEL, STR
+from llmos.kernel.keyring import KeyName, Keyring
+from llmos.kernel.schema import KERNEL, STR, unit_keys
 
 erasures: Final = Table(
     "erasures",
@@ -50,6 +50,22 @@ class ErasedUnit:
     def from_dict(cls, fields: dict[str, str]) -> ErasedUnit:
         """Read what `to_dict` wrote."""
         return cls(fields["dataset"], KeyName(fields["object_id"], fields["name"]))
+
+
+def locate(keyring: Keyring, dataset: str, objects: Sequence[str], unit: str) -> KeyName | None:
+    """Return which key seals a unit's records in a dataset's objects, also when it is destroyed."""
+    c = unit_keys.c
+    this = (c.object_id.in_(objects)) & (c.name == keyring.unit_name(dataset, unit))
+    with keyring.store.read() as conn:
+        found = conn.execute(select(c.object_id, c.name).where(this)).first()
+    return None if found is None else KeyName(*found)
+
+
+def has_key(keyring: Keyring, key: KeyName) -> bool:
+    """Tell whether the key of a unit is there; that of an erased one must not be."""
+    there = select(unit_keys).filter_by(**key._asdict()).where(unit_keys.c.wrapped_key.is_not(None))
+    with keyring.store.read() as conn:
+        return conn.execute(there).first() is not None
 
 
 def record(conn: Connection, approval: str, units: Iterable[ErasedUnit]) -> None:

@@ -16,9 +16,9 @@ import rfc8785
 
 from llmos.crypto import dsse
 from llmos.crypto.notes import NoteKey, decode_base64
-from llmos.crypto.proofs import LogProof
 from llmos.privacy import PrivacyLoss
 from llmos.reports.certificate import STATEMENT_TYPE
+from llmos.transparency.proofs import LogProof
 
 PREDICATE_TYPE: Final = "https://llmos.dev/erasure-receipt/v1"
 MEDIA_TYPE: Final = "application/vnd.llmos.erasure-receipt.v1+json"
@@ -106,7 +106,7 @@ def seal(
 ) -> dict[str, Any]:
     """Sign the statement and return its DSSE envelope."""
     keys = [asdict(destroyed_key) for destroyed_key in destroyed]
-    statement = {
+    statement: dict[str, Any] = {
         "_type": STATEMENT_TYPE,
         "subject": subjects(keys),
         "predicateType": PREDICATE_TYPE,

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmos.crypto import dsse
-from llmos.crypto.proofs import LogProof, verify_proof
 from llmos.errors import VerificationFailed
 from llmos.reports import erasure_receipt
 from llmos.reports.certificate import STATEMENT_TYPE
-from llmos.reports.verification import read_json, read_proof, read_public_keys
+from llmos.reports.verification import read_json, read_proof
+from llmos.transparency.proofs import LogProof, verify_proof
+from llmos.transparency.public_keys import read_public_keys
 
 
 def verify_receipt(data: bytes, public_keys: str) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def _open_file(data: bytes) -> tuple[dict[str, Any], LogProof]:
                 "signatures": [{"keyid": str(key_id), "sig": str(sig), **in_signature}],
                 **in_envelope,
             },
-            "log_proof": {**proof},
+            "log_proof": dict() as proof,
             **in_file,
         } if not in_signature and not in_envelope and not in_file:
             signatures = [{"keyid": key_id, "sig": sig}]

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 from llmos.kernel.approvals import Approval
 from llmos.kernel.identity import Principal
-from llmos.kernel.policy import Action, Resource
-from llmos.workflows import erase, raise_cap
+from llmos.kernel.policy import Action
+from llmos.workflows import erase, raise_cap, shred
 from llmos.workflows.parts import Parts
 
 _ACTS: Final = {raise_cap.ACT: raise_cap.perform, erase.ACT: erase.perform}
@@ -30,10 +30,9 @@ def run(approval_id: str, who: Principal, parts: Parts, *, approve: bool) -> App
         "request": asked.request,
         "approved": approve,
     }
-    home = Resource("Home", kernel.home_id)
-    with kernel.monitor.act(who, Action.APPROVE, home, details=details) as conn:
+    with kernel.monitor.act(who, Action.APPROVE, kernel.home, details=details) as conn:
         decided = kernel.approvals.decide(conn, who, approval_id, approve=approve)
         if approve:
             _ACTS[asked.act](conn, decided)
-    erase.finish(parts)
+    shred.finish(parts)
     return decided

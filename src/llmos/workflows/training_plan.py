@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from llmos.data.datasets import DatasetCard
 from llmos.engines.dp.plan import AdamWSettings, DPPlan, GaussianClipping
 from llmos.errors import InvalidPrivacyParameter, ModelError, ModelExists
+from llmos.jobs.jobs import JobState
 from llmos.kernel import accounting
 from llmos.kernel.budget import PoolState
-from llmos.kernel.jobs import JobState
 from llmos.models.lora import LoraConfig
 from llmos.models.registry import check_name
 from llmos.privacy import Neighboring, check_delta, check_epsilon
@@ -126,7 +126,7 @@ class TrainPlan:
         layers = f"the last {request.last_layers} blocks" if request.last_layers else "all blocks"
         lines = {
             "data": f"{card.name} ({card.classification}): {card.records} records of "
-            f"{card.units} {unit}s; purpose {request.purpose}",
+            f"{card.units} {unit}s{_erased(card)}; purpose {request.purpose}",
             "model": f"{request.model} -> {request.output}, LoRA rank {request.rank} on {layers}",
         }
         if request.noise_multiplier is None:
@@ -168,6 +168,10 @@ class TrainPlan:
         }
 
 
+def _erased(card: DatasetCard) -> str:
+    return f", {card.erased_units} of them erased" if card.erased_units else ""
+
+
 def _taken(pool: PoolState, cost: int) -> str:
     share, left = cost / pool.cap, pool.remaining_share
     after = f"{left - share:.1%} afterwards" if share <= left else "NOT ENOUGH: it would be refused"
@@ -195,14 +199,14 @@ def make_plan(options: TrainOptions, parts: Parts) -> TrainPlan:
     output = options.output or f"{card.name}-{'private' if options.private else 'nonprivate'}"
     _refuse_taken(parts, output)
     pools = kernel.budget.charged(card.name, options.purpose)
-    batch = options.batch or _default_batch(card.units, private=options.private)
-    steps = options.steps or max(1, math.ceil(options.epochs * card.units / batch))
+    batch = options.batch or _default_batch(card.units_left, private=options.private)
+    steps = options.steps or max(1, math.ceil(options.epochs * card.units_left / batch))
     delta = options.delta if options.delta is not None else pools[0].delta
-    if batch > card.units:
-        raise InvalidPrivacyParameter("batch", batch, f"at most the {card.units} units")
+    if batch > card.units_left:
+        raise InvalidPrivacyParameter("batch", batch, f"at most the {card.units_left} units")
     noise_multiplier = None
     if options.epsilon is not None and options.private:
-        noise_multiplier = calibrate_noise(batch / card.units, steps, options.epsilon, delta)
+        noise_multiplier = calibrate_noise(batch / card.units_left, steps, options.epsilon, delta)
     request = TrainRequest(
         **options.model_dump(
             include={
@@ -224,7 +228,7 @@ def make_plan(options: TrainOptions, parts: Parts) -> TrainPlan:
         output=output,
         epsilon=options.epsilon if options.private else None,
         delta=delta if options.private else None,
-        units=card.units,
+        units=card.units_left,
         batch=batch,
         steps=steps,
         noise_multiplier=noise_multiplier,
@@ -240,7 +244,7 @@ def make_plan(options: TrainOptions, parts: Parts) -> TrainPlan:
         charges=()
         if mechanism is None
         else tuple((pool, kernel.budget.cost(pool.id, mechanism)) for pool in pools),
-        predicted=predict_seconds(request, card, base, kernel),
+        predicted=predict_seconds(request, card, base, parts),
     )
 
 
@@ -261,7 +265,7 @@ def _refuse_taken(parts: Parts, name: str) -> None:
     check_name(name)
     if any(entry.name == name for entry in parts.registry.models()):
         raise ModelExists(f"a model {name!r} exists already", hint="choose another with --output")
-    for job in parts.kernel.jobs.jobs():
+    for job in parts.jobs.jobs():
         ended = job.state in (JobState.DONE, JobState.CANCELLED)
         if job.request.get("output") == name and not ended:
             raise ModelExists(

@@ -13,8 +13,9 @@ from sqlalchemy.exc import IntegrityError as DatabaseRefusal
 
 from llmos.config import load
 from llmos.data.canaries import CanaryBook, make_canaries
-from llmos.data.datasets import DatasetCard, Datasets, DatasetTerms
+from llmos.data.datasets import DatasetCard, Datasets
 from llmos.data.records import Record, RecordFormat
+from llmos.data.terms import DatasetTerms
 from llmos.errors import (
     DataError,
     DatasetExists,
