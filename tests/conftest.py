@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.clinics import import_clinic
 from tests.homes import close, opened, write_notes
 
 if TYPE_CHECKING:
@@ -199,6 +200,15 @@ def home(prepared_home: Path, tmp_path: Path) -> Path:
     """Return a fresh copy of the prepared home."""
     shutil.copytree(prepared_home, tmp_path / "home")
     return tmp_path / "home"
+
+
+@pytest.fixture(scope="session")
+def clinic_home(prepared_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Add the datasets `clinic` and `study` of the same patients; only to be copied."""
+    folder = tmp_path_factory.mktemp("clinic")
+    shutil.copytree(prepared_home, folder / "home")
+    import_clinic(folder / "home", folder)
+    return folder / "home"
 
 
 @pytest.fixture

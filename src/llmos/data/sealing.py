@@ -12,8 +12,6 @@ import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import BinaryIO
 
-import rfc8785
-
 from llmos.crypto import keys
 from llmos.crypto.notes import decode_base64, encode_base64
 from llmos.data.records import Record, decode_record, encode_record
@@ -39,7 +37,7 @@ def seal_records(
             unit_keys[names[record.unit]] = keys.generate_key()
         name = names[record.unit]
         sealed = keys.wrap(unit_keys[name], encode_record(record), _context(place, number))
-        lines.append(rfc8785.dumps({"sealed": encode_base64(sealed), "unit": name}) + b"\n")
+        lines.append(f'{{"sealed":"{encode_base64(sealed)}","unit":"{name}"}}\n'.encode())
     return b"".join(lines), unit_keys
 
 
