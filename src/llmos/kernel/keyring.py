@@ -17,7 +17,7 @@ import hmac
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Column, Connection, Select, Table, insert, select, tuple_, update
+from sqlalchemy import Column, Connection, Select, Table, and_, bindparam, insert, select, update
 
 from llmos.crypto import keys
 from llmos.errors import TamperedObject
@@ -136,11 +136,13 @@ class Keyring:
         old = _wrapped(table).where(table.c.key_version < _live(conn)[-1]).limit(_BATCH_KEYS)
         if opened := self._unwrap(conn, table, conn.execute(old).all()):
             which = (table.c.object_id, _named(table))
-            for row in self.wrap(conn, table, opened):
-                this = update(table).where(*(column == row[column.name] for column in which))
-                conn.execute(this.values(row))
-            written = _wrapped(table).where(tuple_(*which).in_(list(opened)))
-            if self._unwrap(conn, table, conn.execute(written).all()) != opened:
+            this = and_(*(column == bindparam(f"this_{column.name}") for column in which))
+            new = self.wrap(conn, table, opened)
+            rows = [{**row, **{f"this_{c.name}": row[c.name] for c in which}} for row in new]
+            conn.execute(update(table).where(this), rows)
+            names = zip(which, zip(*opened, strict=True), strict=True)
+            written = _wrapped(table).where(*(column.in_(set(found)) for column, found in names))
+            if not opened.items() <= self._unwrap(conn, table, conn.execute(written)).items():
                 raise TamperedObject("the wrapped keys are not what was written")
         return len(opened)
 
