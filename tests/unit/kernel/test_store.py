@@ -21,6 +21,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import MetaData, create_engine, insert, select, update
 from sqlalchemy.exc import IntegrityError, OperationalError
 
+import llmos.data.erasures
+import llmos.transparency.tables  # noqa: F401 - these declare their tables by being imported
 from llmos.errors import StorageError, StorageFull
 from llmos.jobs.tables import job_steps, jobs
 from llmos.kernel import migrations, schema
