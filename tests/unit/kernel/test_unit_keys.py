@@ -146,7 +146,7 @@ def test_a_unit_key_is_bound_to_object_and_unit_and_is_no_objects_key(
 def test_a_destroyed_key_is_nowhere_on_the_disk_and_the_others_are(
     vault: Vault, store: Store, tmp_path: Path
 ) -> None:
-    """Enough rows that SQLite splits pages, where it leaves copies that no deletion overwrites."""
+    """Enough rows that SQLite moves some from page to page, and free pages of rows before."""
     units = some_units(vault, 2000)
     object_id = vault.put("records", b"a", units)
     with store.transaction() as conn:  # rows in between, so that pages split in the middle
@@ -155,6 +155,11 @@ def test_a_destroyed_key_is_nowhere_on_the_disk_and_the_others_are(
         for _ in range(2000):
             new = {"name": secrets.token_hex(16), "wrapped_key": secrets.token_bytes(60)}
             conn.execute(insert(unit_keys).values(dict(row) | new))
+        conn.execute(insert(sealed_secrets).values(name="large", sealed=bytes(1_000_000)))
+    with store.transaction() as conn:
+        conn.execute(sealed_secrets.delete())
+    store.checkpoint()
+    size = (tmp_path / "keys.db").stat().st_size
     before = wrapped(store, object_id)
     gone = sorted(units)[::100]
     for name in gone:
@@ -169,6 +174,7 @@ def test_a_destroyed_key_is_nowhere_on_the_disk_and_the_others_are(
         assert before[name][12:] not in bytes_now
     assert all(before[name] in bytes_now for name in sorted(units)[1::100])
     assert (tmp_path / "keys.db-wal").stat().st_size == 0
+    assert (tmp_path / "keys.db").stat().st_size < size - 900_000, "it was written anew"
     assert not set(gone) & set(wrapped(store, object_id))
 
 
