@@ -56,6 +56,7 @@ def finish(parts: Parts) -> None:
     for approval_id in waiting:
         with suppress(ApprovalConflict):  # another process was quicker
             _finish(parts.kernel.approvals.approval(approval_id), parts)
+        receipt(approval_id, parts)
     for approval_id, count in _destroy_revived(parts).items():
         approved = parts.kernel.approvals.approval(approval_id)
         details = {"approval": approval_id, "destroyed_again": count}
@@ -114,7 +115,6 @@ def _finish(approved: Approval, parts: Parts) -> None:
     details = {"approval": approved.id, "keys": len(units), **receipts.log_details(envelope)}
     with _fulfilling(approved, details, parts) as conn:
         erasures.keep_receipt(conn, approved.id, envelope)
-    receipt(approved.id, parts)
 
 
 def _destroyed(unit: ErasedUnit, card: DatasetCard, digest: str | None) -> DestroyedKey:
