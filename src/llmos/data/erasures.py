@@ -18,6 +18,8 @@ from llmos.errors import ApprovalConflict
 from llmos.kernel.keyring import KeyName, Keyring
 from llmos.kernel.schema import KERNEL, STR, unit_keys
 
+_NAMES_IN_A_QUERY: Final = 500
+
 erasures: Final = Table(
     "erasures",
     KERNEL,
@@ -61,11 +63,20 @@ def locate(keyring: Keyring, dataset: str, objects: Sequence[str], unit: str) ->
     return None if found is None else KeyName(*found)
 
 
-def has_key(keyring: Keyring, key: KeyName) -> bool:
-    """Tell whether the key of a unit is there; that of an erased one must not be."""
-    there = select(unit_keys).filter_by(**key._asdict()).where(unit_keys.c.wrapped_key.is_not(None))
+def revived(keyring: Keyring, erased: Iterable[KeyName]) -> list[KeyName]:
+    """Return those of the erased units' keys that are there; none is, but in a restored backup."""
+    c, waiting = unit_keys.c, sorted(erased)
+    found: list[KeyName] = []
     with keyring.store.read() as conn:
-        return conn.execute(there).first() is not None
+        for start in range(0, len(waiting), _NAMES_IN_A_QUERY):
+            some = waiting[start : start + _NAMES_IN_A_QUERY]
+            there = select(c.object_id, c.name).where(
+                c.object_id.in_({key.object_id for key in some}),
+                c.name.in_({key.name for key in some}),
+                c.wrapped_key.is_not(None),
+            )
+            found += {KeyName(*row) for row in conn.execute(there)} & set(some)
+    return found
 
 
 def record(conn: Connection, approval: str, units: Iterable[ErasedUnit]) -> None:

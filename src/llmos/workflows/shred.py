@@ -186,7 +186,7 @@ def _destroy_revived(parts: Parts) -> dict[str, int]:
     with parts.kernel.store.read() as conn:
         approvals = erasures.keys(conn)
     keyring = parts.kernel.vault.keyring
-    revived = [key for key in approvals if erasures.has_key(keyring, key)]
+    revived = erasures.revived(keyring, approvals)
     if revived:
         keyring.destroy_units(revived)
     return Counter(approvals[key] for key in revived)
