@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests import postgresql
+from tests.clinics import import_clinic
 from tests.databases import copy_home
 from tests.homes import close, opened, write_notes
 
@@ -251,6 +252,15 @@ def prepared_home(
 def home(prepared_home: Path, tmp_path: Path) -> Path:
     """Return a fresh copy of the prepared home."""
     return copy_home(prepared_home, tmp_path / "home")
+
+
+@pytest.fixture(scope="session")
+def clinic_home(prepared_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Add the datasets `clinic` and `study` of the same patients; only to be copied."""
+    folder = tmp_path_factory.mktemp("clinic")
+    shutil.copytree(prepared_home, folder / "home")
+    import_clinic(folder / "home", folder)
+    return folder / "home"
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from llmos.models.registry import ModelEntry, Registry
 from llmos.verbs.access import AccessVerbs
 from llmos.verbs.approvals import ApprovalVerbs
 from llmos.verbs.budgets import BudgetVerbs
+from llmos.verbs.data import DataVerbs
 from llmos.verbs.jobs import JobVerbs
 from llmos.verbs.log import LogVerbs
 from llmos.verbs.parties import PartyVerbs
@@ -41,8 +42,11 @@ def boot(config: Config, *, ask: Ask | None = None) -> System:
         HomeMissing: there is no home.
         WrongPassphrase, TokenUnavailable: the root key cannot be had.
         TamperedLog: the log does not agree with its checkpoint.
+        StorageError: an approved erasure could not be finished.
     """
-    return _system(kernels.open_kernel(config, ask=ask))
+    system = _system(kernels.open_kernel(config, ask=ask))
+    system.data.finish_erasures()
+    return system
 
 
 def create(home: str | Path, *, passphrase: str | None = None, **settings: Any) -> System:  # noqa: ANN401
@@ -57,7 +61,7 @@ def open_home(home: str | Path | None = None, **settings: Any) -> System:  # noq
 
 
 def verify(file: str | Path, *, keys: str | Path | None = None) -> dict[str, Any]:
-    """Verify a certificate or log proof offline with nothing but the public keys.
+    """Verify a certificate, an erasure receipt or a log proof with nothing but the public keys.
 
     Raises:
         VerificationFailed: the message says which check failed.
@@ -103,6 +107,11 @@ class System:
     def jobs(self) -> JobVerbs:
         """Return the verbs on jobs."""
         return JobVerbs(self.parts)
+
+    @property
+    def data(self) -> DataVerbs:
+        """Return the verbs on people in datasets."""
+        return DataVerbs(self.parts)
 
     @property
     def budgets(self) -> BudgetVerbs:

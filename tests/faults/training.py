@@ -74,7 +74,7 @@ def run(system: System, saved: Callable[[int], None]) -> None:
 
 def _fit(system: System, job: Job, saved: Callable[[int], None]) -> dict[str, Any]:
     from llmos.workflows import training_job
-    from llmos.workflows.training_job import _Checkpoints
+    from llmos.workflows.checkpoints import Checkpoints
     from llmos.workflows.training_plan import TrainRequest
 
     request = TrainRequest.model_validate(job.request)
@@ -92,7 +92,7 @@ def _fit(system: System, job: Job, saved: Callable[[int], None]) -> dict[str, An
         done = 0
         if job.checkpoint is not None:
             done = int(system.kernel.vault.read(job.checkpoint, "checkpoint", grant)[:1])
-        saver = _Checkpoints(system.kernel, system.parts.jobs, grant, job, charged=True)
+        saver = Checkpoints(system.parts, grant, job, card, charged=True, erased=0)
         for step in range(done + 1, STEPS + 1):
             saver.save(content(step), step)
             saved(step)

@@ -152,6 +152,9 @@ class PostgreSQL:
             connection.exec_driver_sql(f"SET lock_timeout = {_milliseconds(busy_timeout_s)}")
             connection.exec_driver_sql(f"VACUUM FULL {tables}")
 
+    def compact(self, engine: Engine) -> None:
+        """Do nothing: `purge` writes the tables anew."""
+
     def run(self, statement: str, *values: object) -> Any:  # noqa: ANN401 - of any column
         """Run one statement outside of a transaction; return its first value, if it has rows.
 

@@ -37,6 +37,7 @@ class Action(StrEnum):
 
     IMPORT_DATA = "import-data"
     READ_DATA = "read-data"
+    ERASE_DATA = "erase-data"
     TRAIN_PRIVATE = "train-private"
     TRAIN_WITHOUT_PRIVACY = "train-without-privacy"
     MEASURE = "measure"

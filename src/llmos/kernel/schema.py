@@ -237,6 +237,20 @@ object_keys = Table(
     Index("object_keys_of_version", "tenant", "key_version"),
 )
 
+unit_keys = Table(
+    "unit_keys",
+    KEYS,
+    Column("object_id", STR, ForeignKey("object_keys.object_id"), primary_key=True),
+    Column("name", STR, primary_key=True),  # a keyed hash of the dataset and the unit, hex
+    Column("tenant", STR, nullable=False),
+    Column("key_version", Integer, nullable=False),
+    Column("wrapped_key", BLOB),  # as in object_keys; NULL: destroyed
+    Column("destroyed_sha256", STR),  # of the wrapped key that was destroyed, hex
+    ForeignKeyConstraint(["tenant", "key_version"], [tenant_keys.c.tenant, tenant_keys.c.version]),
+    Index("unit_keys_of_version", "tenant", "key_version"),
+    sqlite_with_rowid=False,  # the rows lie in their primary key: half the size
+)
+
 sealed_secrets = Table(
     "sealed_secrets",
     KEYS,

@@ -116,6 +116,13 @@ class SQLite:
                 hint="stop the other LLMOS processes on this home and try again",
             )
 
+    def compact(self, engine: Engine) -> None:
+        """Write the file anew from its rows."""
+        with _cursor(engine) as cursor:
+            for pragma in ("query_only = OFF", "temp_store = MEMORY"):  # no copy elsewhere
+                cursor.execute(f"PRAGMA {pragma}")
+            cursor.execute("VACUUM")
+
     def fault(self, error: DatabaseError) -> StorageError | None:
         """Return the typed error of a fault of the disk or the file; none: a wrong statement."""
         name = getattr(error.orig, "sqlite_errorname", "")

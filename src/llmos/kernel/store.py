@@ -50,6 +50,9 @@ class Database(Protocol):
     def purge(self, engine: Engine, busy_timeout_s: float) -> None:
         """Let deleted rows leave the files of the tables."""
 
+    def compact(self, engine: Engine) -> None:
+        """Write the files anew from the rows, where `purge` does not do so."""
+
     def fault(self, error: DatabaseError) -> StorageError | None:
         """Return the typed error of a fault of the place; none: a wrong statement."""
 
@@ -160,6 +163,17 @@ class Store:
         """
         with self._translated():
             self.database.purge(self._engine, self.busy_timeout_s)
+
+    def compact(self) -> None:
+        """Write the files anew from their rows: copies that were left of deleted ones are gone.
+
+        Raises:
+            StorageFull: there is no room for the second copy; nothing was changed.
+            StorageError: a reader kept its snapshot beyond the busy timeout.
+        """
+        with self._translated():
+            self.database.compact(self._engine)
+        self.checkpoint()
 
     def close(self) -> None:
         """Close the pooled connections; the store may be used again and opens new ones."""

@@ -7,10 +7,10 @@ from typing import Any, Final
 from llmos.kernel.approvals import Approval
 from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action
-from llmos.workflows import raise_cap
+from llmos.workflows import erase, raise_cap, shred
 from llmos.workflows.parts import Parts
 
-_ACTS: Final = {raise_cap.ACT: raise_cap.perform}
+_ACTS: Final = {raise_cap.ACT: raise_cap.perform, erase.ACT: erase.perform}
 
 
 def run(approval_id: str, who: Principal, parts: Parts, *, approve: bool) -> Approval:
@@ -34,4 +34,5 @@ def run(approval_id: str, who: Principal, parts: Parts, *, approve: bool) -> App
         decided = kernel.approvals.decide(conn, who, approval_id, approve=approve)
         if approve:
             _ACTS[asked.act](conn, decided)
+    shred.finish(parts)
     return decided

@@ -232,7 +232,7 @@ def _facts(
             fingerprint=card.fingerprint,
             classification=card.classification,
             purposes=card.purposes,
-            units=card.units,
+            units=TrainRequest.model_validate(entry.card["request"]).units,
             records=card.records,
         ),
         budget=_budget_facts(card.name, reservation.costs, parts),

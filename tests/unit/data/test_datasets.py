@@ -14,8 +14,9 @@ from tests.databases import open_store, refuse
 
 from llmos.config import load
 from llmos.data.canaries import CanaryBook, make_canaries
-from llmos.data.datasets import DatasetCard, Datasets, DatasetTerms
+from llmos.data.datasets import DatasetCard, Datasets
 from llmos.data.records import Record, RecordFormat
+from llmos.data.terms import DatasetTerms
 from llmos.errors import (
     DataError,
     DatasetExists,
@@ -339,7 +340,7 @@ def test_another_datasets_records_and_book_are_noticed(
             .values(object_id=other.object_id)
         )
     grant = Only(everything(card).object_ids | everything(other).object_ids)
-    with pytest.raises(IntegrityError, match="fingerprint"):
+    with pytest.raises(TamperedObject, match="does not belong to its unit and its place"):
         list(datasets.open_records(datasets.card("ward-7"), grant))
     with pytest.raises(IntegrityError, match="commitment"):
         datasets.open_canaries(replace(card, canary_object_id=other.canary_object_id), grant)

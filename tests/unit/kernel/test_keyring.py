@@ -80,7 +80,7 @@ def test_the_first_object_makes_the_first_version(vault: Vault, store: Store) ->
 def test_a_rotation_wraps_every_key_anew_and_destroys_the_old_version(
     vault: Vault, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keyring, "_BATCH_OBJECTS", 2)
+    monkeypatch.setattr(keyring, "_BATCH_KEYS", 2)
     objects = {vault.put("records", bytes([n])): bytes([n]) for n in range(5)}
     before = wrapped_keys(store)
     with store.read() as conn:
@@ -200,7 +200,7 @@ def test_a_wrapped_key_is_bound_to_object_kind_tenant_and_version(
         with store.transaction() as conn:
             undo = {"wrapped_key": whole[first], "key_version": 1}
             conn.execute(update(object_keys).where(this).values(undo))
-    with pytest.raises(TamperedObject, match=first):
+    with pytest.raises(TamperedObject, match="does not belong to this key and name"):
         vault.read(first, "canaries", Everything())
     assert vault.read(first, "records", Everything()) == b"1"
 
@@ -319,7 +319,7 @@ from llmos.kernel.schema import KEYS
 from llmos.kernel.vault import Vault
 from tests.databases import open_store
 
-keyring._BATCH_OBJECTS = 2
+keyring._BATCH_KEYS = 2
 origin, objects = Path(sys.argv[1]), dict(pair.split("=") for pair in sys.argv[2:])
 
 class Everything:

@@ -174,6 +174,38 @@ def test_a_denial_is_recorded_and_nothing_else_happens(home: Home) -> None:
     assert home.records()[2]["actor"] == "ada"
 
 
+def test_what_is_left_of_an_approved_act_is_done_and_recorded_without_asking_again(
+    home: Home,
+) -> None:
+    """The one who decided may have lost their role since; the decision stands."""
+    row = {
+        "id": "approval-1", "act": "erase", "subject": "", "request": "{}", "reason": "asked",
+        "proposer": "p1", "proposed_at": "", "state": "approved",
+    }  # fmt: skip
+    nobody = Principal("p9", "dora", frozenset())
+
+    def fulfil(approval: str) -> None:
+        details = {"approval": approval}
+        with home.monitor.fulfil(nobody, approval, Action.ERASE_DATA, HOME, details) as conn:
+            conn.execute(insert(schema.settings).values(name=approval, value="done"))
+
+    with home.store.transaction() as conn:
+        person = {"id": "p1", "name": "erin", "roles": "[]", "created_at": ""}
+        conn.execute(insert(schema.principals).values(person))
+        conn.execute(insert(schema.approvals).values(row))
+        conn.execute(insert(schema.approvals).values(row | {"id": "approval-2", "state": "open"}))
+    fulfil("approval-1")
+    assert home.settings() == ["approval-1"]
+    (record,) = home.records()
+    assert (record["actor"], record["action"], record["outcome"]) == ("dora", "erase-data", "done")
+    assert record["details"] == {"approval": "approval-1", "policies": ["approval-1"]}
+    for other in ("approval-2", "approval-3"):
+        with pytest.raises(PermissionDenied, match=f"{other} was not approved"):
+            fulfil(other)
+    assert home.settings() == ["approval-1"]
+    assert len(home.records()) == 1
+
+
 def test_asking_is_not_recorded_when_it_is_allowed(home: Home) -> None:
     home.monitor.authorize(ENGINEER, Action.CHAT, MODEL)
     assert home.records() == []

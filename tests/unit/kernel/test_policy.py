@@ -32,6 +32,7 @@ TRAINING = {"purpose": "training"}
 SUBJECT = {
     Action.IMPORT_DATA: SENSITIVE,
     Action.READ_DATA: SENSITIVE,
+    Action.ERASE_DATA: SENSITIVE,
     Action.TRAIN_PRIVATE: SENSITIVE,
     Action.TRAIN_WITHOUT_PRIVACY: SYNTHETIC,
     Action.MEASURE: SENSITIVE,
@@ -56,8 +57,9 @@ SUBJECT = {
 RIGHTS = {
     Role.ADMINISTRATOR: set(Action),
     Role.STEWARD: {
-        Action.IMPORT_DATA, Action.READ_DATA, Action.MANAGE_BUDGET, Action.MEASURE, Action.REPORT,
-        Action.READ_LOG, Action.APPROVE, Action.MANAGE_PARTIES, Action.ADMIT_PARTIES,
+        Action.IMPORT_DATA, Action.READ_DATA, Action.ERASE_DATA, Action.MANAGE_BUDGET,
+        Action.MEASURE, Action.REPORT, Action.READ_LOG, Action.APPROVE, Action.MANAGE_PARTIES,
+        Action.ADMIT_PARTIES,
     },
     Role.ENGINEER: {
         Action.TRAIN_PRIVATE, Action.TRAIN_WITHOUT_PRIVACY, Action.PLAN, Action.MEASURE,
