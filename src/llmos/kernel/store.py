@@ -19,6 +19,7 @@ from llmos.errors import StorageError, StorageFull
 from llmos.kernel import schema
 
 _BEGIN: Final = "llmos_begin"  # execution option: how a connection begins its transaction
+_WAIT: Final = "llmos_wait"  # execution option: whether it waits for another one's transaction
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _BRANCHES: Final = {schema.KERNEL: "kernel", schema.KEYS: "keys"}
 
@@ -109,20 +110,22 @@ class Store:
         return found == max(known)
 
     @contextmanager
-    def transaction(self) -> Iterator[Connection]:
+    def transaction(self, *, wait: bool = True) -> Iterator[Connection]:
         """Yield a connection inside `BEGIN IMMEDIATE`: all of the block is durable, or none of it.
 
         Raises:
             StorageFull: there is no room on the device; the transaction left no trace.
             StorageError: the file cannot be written, another process held it beyond the busy
-                timeout, or this thread is inside a transaction of this store already.
+                timeout (or at all, without `wait`), or this thread is inside a transaction of this
+                store already.
         """
         if getattr(self._writing, "active", False):
             # Waiting for oneself would end only at the busy timeout.
             raise StorageError(f"{self.path}: a transaction was begun inside another one")
         self._writing.active = True
         try:
-            with _translated(self.path), self._engine.begin() as connection:
+            engine = self._engine.execution_options(**{_WAIT: wait})
+            with _translated(self.path), engine.begin() as connection:
                 yield connection
         finally:
             self._writing.active = False
@@ -177,8 +180,11 @@ def _make_engine(path: Path, busy_timeout_s: float, *, overwrite_deleted: bool) 
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        kind = connection.get_execution_options().get(_BEGIN, "IMMEDIATE")
+        options = connection.get_execution_options()
+        kind = options.get(_BEGIN, "IMMEDIATE")
         read_only = "ON" if kind == "DEFERRED" else "OFF"
+        wait_ms = round(busy_timeout_s * 1000) if options.get(_WAIT, True) else 0
+        connection.exec_driver_sql(f"PRAGMA busy_timeout = {wait_ms}")
         connection.exec_driver_sql(f"PRAGMA query_only = {read_only}")
         connection.exec_driver_sql(f"BEGIN {kind}")
 

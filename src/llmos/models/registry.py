@@ -54,6 +54,7 @@ class ModelEntry:
     def resource(self) -> Resource:
         """The model as policies see it; an adapter whose card is silent counts as sensitive."""
         unknown = Classification.PUBLIC if self.kind is ModelKind.BASE else Classification.SENSITIVE
+        purpose = self.card.get("request", {}).get("purpose")
         return Resource(
             "Model",
             self.name,
@@ -61,6 +62,7 @@ class ModelEntry:
                 "kind": str(self.kind),
                 "classification": str(self.card.get("classification", unknown)),
                 "private": isinstance(self.card.get("epsilon"), float),
+                "purposes": () if purpose is None else (purpose,),
             },
         )
 
