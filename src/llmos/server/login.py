@@ -1,6 +1,6 @@
 """`POST /api/login`: a name, a password and perhaps a code become an API key for some hours.
 
-Nobody is known before; guesses are limited by `workflows.login`, bodies and requests like all others.
+Nobody is known before: `workflows.login` limits guesses, the layers of `server.app` all else.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def routes(parts: Parts) -> list[Route]:
             body = LoginRequest.model_validate_json(await request.body())
         except ValidationError:
             raise RequestError(
-                "the body is not a JSON object with name, password and, where one is asked for, code"
+                "the body is not a JSON object with name, password and perhaps code"
             ) from None
         issued = await run_in_threadpool(login.run, body.name, body.password, body.code, parts)
         facts = {"id": issued.id, "token": issued.token, "expires_in_s": login.LIFETIME.seconds}
