@@ -76,7 +76,7 @@ def experiment(kills: int, home: Path) -> dict[str, Any]:
     job_id = system.submit(plan)
     resume = [*LLMOS, "--home", str(home), "jobs", "resume", job_id]
     done, trail = 0, []
-    while done < kills and system.kernel.jobs.job(job_id).state != "done":
+    while done < kills and system.parts.jobs.job(job_id).state != "done":
         # Between the start of the process (about 6 s) and well into its training.
         killed = run_until_killed(resume, 8 + 12 * secrets.randbelow(1000) / 1000)
         done += killed
@@ -91,13 +91,13 @@ def experiment(kills: int, home: Path) -> dict[str, Any]:
             }
         )
         print(f"kill {done}: {trail[-1]}", flush=True)
-    if system.kernel.jobs.job(job_id).state != "done":
+    if system.parts.jobs.job(job_id).state != "done":
         subprocess.run(resume, check=True)
     reservation = system.kernel.budget.reservation(job_id)
     pool = system.kernel.budget.pool("leak")
     return {
         "kills": done,
-        "state": str(system.kernel.jobs.job(job_id).state),
+        "state": str(system.parts.jobs.job(job_id).state),
         "planned_steps": STEPS,
         "charged_steps": reservation.mechanism.steps,
         "reservations": len(system.kernel.budget.reservations("leak")),

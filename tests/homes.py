@@ -157,13 +157,13 @@ def checked_books(system: System, *, strays: int = 0) -> Books:
         for object_id in (card.object_id, card.holdout_object_id, card.canary_object_id)
     }
     known |= {entry.location for entry in system.registry.models() if entry.kind == "adapter"}
-    known |= {job.checkpoint for job in kernel.jobs.jobs() if job.checkpoint is not None}
+    known |= {job.checkpoint for job in system.parts.jobs.jobs() if job.checkpoint is not None}
     assert known <= files & keys
     assert len((files | keys) - known) <= strays
     return Books(
         datasets=tuple(card.name for card in system.datasets.cards()),
         models=tuple(entry.name for entry in system.registry.models()),
-        jobs=tuple((job.id, str(job.state)) for job in kernel.jobs.jobs()),
+        jobs=tuple((job.id, str(job.state)) for job in system.parts.jobs.jobs()),
         pools=tuple((pool.id, pool.spent, pool.held) for pool in kernel.budget.pools()),
         objects=frozenset(files),
     )

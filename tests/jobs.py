@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from llmos.kernel import schema
-from llmos.kernel.jobs import Job, Jobs, JobState, Step
+from llmos.jobs.jobs import Job, Jobs, JobState, Step
+from llmos.jobs.tables import job_steps
 from llmos.kernel.store import Store
 
 Results = Mapping[str, dict[str, Any]]
@@ -25,7 +25,7 @@ import resource, signal, sys, threading
 from pathlib import Path
 from llmos.errors import JobInterrupted
 from llmos.kernel import schema
-from llmos.kernel.jobs import Jobs, JobState
+from llmos.jobs.jobs import Jobs, JobState
 from llmos.kernel.store import Store
 from llmos.workflows.ctrl_c import stopped_by_ctrl_c
 
@@ -131,7 +131,7 @@ class Home:
     def stored(self) -> dict[tuple[str, str], str]:
         """Return the results of all steps, as they are stored."""
         with self.store.read() as conn:
-            rows = conn.execute(select(schema.job_steps))
+            rows = conn.execute(select(job_steps))
             return {(row.job, row.name): f"{row.at} {row.result}" for row in rows}
 
     def trace(self) -> list[str]:

@@ -14,8 +14,8 @@ import httpx
 import pytest
 from tests.homes import opened, run_llmos, running
 
-from llmos.crypto.cosignatures import verify_cosignature
 from llmos.crypto.notes import Checkpoint, NoteKey, Verifier, open_note, sign_note
+from llmos.transparency.cosignatures import verify_cosignature
 from llmos.workflows.cosign import request_body
 
 
@@ -63,7 +63,7 @@ def head_of(site: Site) -> tuple[str, Checkpoint]:
 def grow(site: Site, *names: str) -> None:
     with opened(site.home) as system:
         for name in names:
-            system.add_user(name, ["auditor"])
+            system.access.add_user(name, ["auditor"])
 
 
 @pytest.mark.slow

@@ -17,12 +17,12 @@ from sigstore._internal import merkle as sigstore_merkle
 from sigstore._internal.rekor.checkpoint import SignedCheckpoint
 from sigstore.errors import VerificationError
 
-from llmos.crypto.cosignatures import cosign, verify_cosignature
 from llmos.crypto.notes import Checkpoint, NoteKey, open_note
-from llmos.crypto.proofs import LogProof
 from llmos.kernel.auditlog import AuditLog
 from llmos.kernel.schema import KERNEL
 from llmos.kernel.store import Store
+from llmos.transparency.cosignatures import cosign, verify_cosignature
+from llmos.transparency.proofs import LogProof, prove
 
 KEY = NoteKey("llmos.local/0123", bytes(range(32)))
 WITNESS = NoteKey("llmos.local/b0b0", bytes(range(1, 33)))
@@ -76,7 +76,7 @@ def peer_verifies(proof: LogProof, entry: bytes) -> bool:
 def test_inclusion_proofs_of_many_sizes_are_accepted(log: AuditLog, notes: list[str]) -> None:
     for size in (1, 2, 3, 7, 8, 9, 31, 64, SIZE):
         for index in range(size):
-            proof = log.prove(index, kept=notes[size - 1])
+            proof = prove(log, index, kept=notes[size - 1])
             for verifies in (sigstore_verifies, peer_verifies):
                 assert verifies(proof, proof.entry)
                 assert not verifies(proof, proof.entry + b" ")

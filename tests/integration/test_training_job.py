@@ -27,15 +27,15 @@ from tests.homes import (
 import llmos
 from llmos.cli.conversation import running_server
 from llmos.errors import JobBusy
+from llmos.jobs.jobs import JobState
 from llmos.kernel import pricing
-from llmos.kernel.jobs import JobState
 from llmos.system import System
 
 STEPS = 19  # the most of which each is shown
 
 
 def only_job(system: System) -> str:
-    (job,) = system.kernel.jobs.jobs()
+    (job,) = system.parts.jobs.jobs()
     return job.id
 
 
@@ -48,10 +48,10 @@ def assert_trained_once(home: Path, *, steps: int = STEPS, strays: int = 0) -> N
         assert (reservation.state, reservation.steps_done) == ("committed", steps)
         assert found.pools[0] == ("notes", reservation.cost, 0)
         assert found.jobs == ((reservation.id, "done"),)
-        assert system.kernel.jobs.job(reservation.id).checkpoint is None
+        assert system.parts.jobs.job(reservation.id).checkpoint is None
         published = [
             entry
-            for _, entry in system.read_log(limit=1000)
+            for _, entry in system.log.read(limit=1000)
             if entry["details"].get("step") == "publish" and entry["outcome"] == "done"
         ]
         assert len(published) == 1
@@ -76,14 +76,14 @@ def test_a_killed_training_is_resumed_and_charged_once(
     before = books(home, strays=2)  # a checkpoint that is not pointed to yet, or no more
     with opened(home) as system:
         job_id = only_job(system)
-        job = system.kernel.jobs.job(job_id)
-        assert system.job_facts(job_id)["state"] in {"interrupted", "done"}
+        job = system.parts.jobs.job(job_id)
+        assert system.jobs.facts(job_id)["state"] in {"interrupted", "done"}
         if job.state is not JobState.DONE:
             reservation = system.kernel.budget.reservation(job_id)
             assert reservation.state == "held"
             assert least_steps <= reservation.steps_done <= shown
             assert before.pools[0] == ("notes", 0, reservation.cost)
-            assert system.resume(job_id)["steps"] == STEPS
+            assert system.jobs.resume(job_id)["steps"] == STEPS
     assert_trained_once(home, strays=2)
 
 
@@ -94,7 +94,7 @@ def test_a_training_killed_again_and_again_gets_to_its_end(home: Path) -> None:
             with running(home, "jobs", "resume", job_id) as process:
                 shown = kill_after_step(process, step)
             assert shown - 1 <= system.kernel.budget.reservation(job_id).steps_done <= shown
-        system.resume(job_id)
+        system.jobs.resume(job_id)
     assert_trained_once(home, strays=4)
 
 
@@ -112,9 +112,9 @@ def test_ctrl_c_stops_at_a_step_boundary_and_says_how_to_go_on(home: Path) -> No
             f"llmos: error: job {job_id} stopped after step {steps}; nothing is lost",
             f"llmos: hint: go on with: llmos jobs resume {job_id}",
         ]
-        assert system.job_facts(job_id)["state"] == "interrupted"
+        assert system.jobs.facts(job_id)["state"] == "interrupted"
         books(home)
-        system.resume(job_id)
+        system.jobs.resume(job_id)
     assert_trained_once(home, steps=300)
 
 
@@ -124,13 +124,13 @@ def test_while_a_training_runs_others_use_the_home_and_one_cancels_it(home: Path
         with opened(home) as system:
             job_id = only_job(system)
             with pytest.raises(JobBusy, match=job_id):
-                system.resume(job_id)
-            assert system.job_facts(job_id)["state"] == "running"
-            token = system.create_key(label="meanwhile", models=("tiny",)).token
+                system.jobs.resume(job_id)
+            assert system.jobs.facts(job_id)["state"] == "running"
+            token = system.access.create_key(label="meanwhile", models=("tiny",)).token
             answer = ask(home, token)
             assert answer["usage"]["completion_tokens"] == 2
             assert process.poll() is None
-            assert system.cancel(job_id) is JobState.RUNNING
+            assert system.jobs.cancel(job_id) is JobState.RUNNING
             _, said = process.communicate(timeout=60)
             assert process.returncode == 11
             assert f"job {job_id} was cancelled after" in said
@@ -175,7 +175,7 @@ def test_a_full_disk_stops_a_training_and_its_last_checkpoint_stays(home: Path) 
         _, said = process.communicate(timeout=60)
     assert_stopped_by_a_full_disk(home, process.returncode, said)
     with opened(home) as system:
-        system.resume(only_job(system))
+        system.jobs.resume(only_job(system))
     assert_trained_once(home)
 
 
@@ -204,7 +204,7 @@ def test_a_disk_without_any_room_stops_a_training_which_goes_on_afterwards(
     ballast.unlink()
     assert_stopped_by_a_full_disk(home, process.returncode, said)
     with opened(home) as system:
-        system.resume(only_job(system))
+        system.jobs.resume(only_job(system))
     assert_trained_once(home)
 
 
@@ -247,8 +247,8 @@ def assert_stopped_by_a_full_disk(home: Path, status: int, said: str) -> None:
     found = books(home)
     with opened(home) as system:
         job_id = only_job(system)
-        job = system.kernel.jobs.job(job_id)
-        assert system.job_facts(job_id)["state"] in {"failed", "interrupted"}
+        job = system.parts.jobs.job(job_id)
+        assert system.jobs.facts(job_id)["state"] in {"failed", "interrupted"}
         assert job.checkpoint in found.objects  # the one before
         reservation = system.kernel.budget.reservation(job_id)
         assert (reservation.state, found.pools[0]) == ("held", ("notes", 0, reservation.cost))

@@ -31,7 +31,7 @@ def test_a_killed_workers_job_is_finished_by_another_worker(home: Path) -> None:
         kill_after_step(worker, 20)
     books(home, strays=2)
     with opened(home) as system:
-        assert system.job_facts(job_id)["state"] == "interrupted"
+        assert system.jobs.facts(job_id)["state"] == "interrupted"
         assert system.kernel.budget.reservation(job_id).steps_done >= 19
     (left,) = json.loads(run_llmos(home, "jobs", "work", "--once", "--json").stdout)
     assert (left["id"], left["state"], left["error"]) == (job_id, "done", None)
@@ -41,7 +41,7 @@ def test_a_killed_workers_job_is_finished_by_another_worker(home: Path) -> None:
     with opened(home) as system:
         (reservation,) = system.kernel.budget.reservations("notes")
         assert (reservation.state, reservation.steps_done) == ("committed", STEPS)
-        assert system.kernel.jobs.job(job_id).attempt == 2
+        assert system.parts.jobs.job(job_id).attempt == 2
 
 
 def test_a_second_worker_leaves_a_running_job_alone(home: Path) -> None:
@@ -52,13 +52,13 @@ def test_a_second_worker_leaves_a_running_job_alone(home: Path) -> None:
         )
         with running(home, "jobs", "work", "--once") as worker:
             wait_for_line(worker, "  step 200/")
-            (left,) = system.work()
+            (left,) = system.jobs.work()
             assert (left["id"], left["state"]) == (second, "done")
             worker.send_signal(signal.SIGINT)
             said, err = worker.communicate(timeout=60)
         assert (worker.returncode, err) == (0, "")
         assert f"job {first} is interrupted: JobInterrupted: job {first} stopped after" in said
-        system.cancel(first)
+        system.jobs.cancel(first)
     assert dict(books(home).jobs) == {first: "cancelled", second: "done"}
 
 

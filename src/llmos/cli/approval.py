@@ -27,7 +27,7 @@ def approval() -> None:
 @with_session
 def list_(session: Session, as_json: bool) -> None:
     """List all proposals, oldest first."""
-    found = session.system().approvals()
+    found = session.system().approvals.overview()
     if as_json:
         print_json(found)
         return
@@ -47,7 +47,7 @@ def list_(session: Session, as_json: bool) -> None:
 @with_session
 def show(session: Session, approval_id: str, as_json: bool) -> None:
     """Show one proposal; --json has the signed record of its decision."""
-    found = session.system().approval(approval_id)
+    found = session.system().approvals.facts(approval_id)
     if as_json:
         print_json(found)
         return
@@ -73,7 +73,7 @@ def refuse(session: Session, approval_id: str, as_json: bool) -> None:
 
 
 def _decide(session: Session, approval_id: str, *, approve: bool, as_json: bool) -> None:
-    decided = session.system().decide(approval_id, approve=approve)
+    decided = session.system().approvals.decide(approval_id, approve=approve)
     if as_json:
         print_json(decided)
         return

@@ -20,7 +20,7 @@ def budget() -> None:
 def list_(session: Session, as_json: bool) -> None:
     """List the pools: one for each dataset, and its parts for single purposes."""
     system = session.system()
-    pools = [system.explain_budget(pool.id) for pool in system.kernel.budget.pools()]
+    pools = [system.budgets.explain(pool.id) for pool in system.kernel.budget.pools()]
     if as_json:
         print_json(pools)
         return
@@ -59,7 +59,7 @@ def show(session: Session, pool_id: str, as_json: bool) -> None:
     if as_json:
         print_json(
             {
-                "pool": system.explain_budget(pool_id),
+                "pool": system.budgets.explain(pool_id),
                 "reservations": [r.to_dict() for r in reservations],
                 "recomputed": asdict(recomputed) | {"agrees": agrees},
             }
@@ -81,7 +81,7 @@ def show(session: Session, pool_id: str, as_json: bool) -> None:
 @with_session
 def explain(session: Session, pool_id: str, as_json: bool) -> None:
     """Say which theorem and which accountant stand behind each number of a pool."""
-    facts = session.system().explain_budget(pool_id)
+    facts = session.system().budgets.explain(pool_id)
     if as_json:
         print_json(facts)
         return
@@ -97,7 +97,7 @@ def explain(session: Session, pool_id: str, as_json: bool) -> None:
 @with_session
 def raise_(session: Session, pool_id: str, epsilon: float, reason: str, as_json: bool) -> None:
     """Propose a larger budget; nothing changes before another person approves it."""
-    asked = session.system().propose_raise(pool_id, epsilon=epsilon, reason=reason)
+    asked = session.system().budgets.propose_raise(pool_id, epsilon=epsilon, reason=reason)
     if as_json:
         print_json(asdict(asked))
         return
@@ -127,7 +127,7 @@ def what_if(
     as_json: bool,
 ) -> None:
     """Price a training without reserving anything; exit status 6 if it would be refused."""
-    priced = session.system().what_if(
+    priced = session.system().budgets.what_if(
         dataset,
         epsilon=epsilon,
         noise_multiplier=noise,

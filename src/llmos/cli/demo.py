@@ -181,7 +181,7 @@ def _serve(story: Story) -> None:
 
     story.say("9. Serving: the openai client, a good key, a wrong key, a key without the right")
     system = story.session.system()
-    allowed = system.create_key(label="demo", models=(USEFUL_MODEL,), days=1)
+    allowed = system.access.create_key(label="demo", models=(USEFUL_MODEL,), days=1)
     show_conversation(story.home, USEFUL_MODEL, NONPRIVATE, QUESTION, allowed.token)
 
 

@@ -34,7 +34,7 @@ def jobs() -> None:
 @with_session
 def list_(session: Session, as_json: bool) -> None:
     """List the jobs, newest first."""
-    rows = session.system().job_overview()
+    rows = session.system().jobs.overview()
     if as_json:
         print_json(rows)
         return
@@ -54,7 +54,7 @@ def list_(session: Session, as_json: bool) -> None:
 @with_session
 def show(session: Session, job_id: str, as_json: bool) -> None:
     """Show a job: request, state, reservation and result."""
-    facts = session.system().job_facts(job_id)
+    facts = session.system().jobs.facts(job_id)
     if as_json:
         print_json(facts)
         return
@@ -68,7 +68,7 @@ def show(session: Session, job_id: str, as_json: bool) -> None:
 @with_session
 def resume(session: Session, job_id: str, as_json: bool) -> None:
     """Go on with a job that was killed, interrupted or failed; nothing is charged twice."""
-    _run(session, job_id, session.system().resume, as_json=as_json)
+    _run(session, job_id, session.system().jobs.resume, as_json=as_json)
 
 
 @jobs.command()
@@ -79,7 +79,7 @@ def resume(session: Session, job_id: str, as_json: bool) -> None:
 @with_session
 def retry(session: Session, job_id: str, reason: str, as_json: bool) -> None:
     """Run a failed job again, from the steps that it completed; nothing is charged twice."""
-    _run(session, job_id, partial(session.system().retry, reason=reason), as_json=as_json)
+    _run(session, job_id, partial(session.system().jobs.retry, reason=reason), as_json=as_json)
 
 
 @jobs.command()
@@ -105,7 +105,7 @@ def work(session: Session, once: bool, as_json: bool) -> None:
         why = f": {left['error']}" if left["error"] else ""
         click.echo(f"job {left['id']} is {left['state']}{why}")
 
-    done = system.work(once=once, watch=watch, report=None if as_json else report)
+    done = system.jobs.work(once=once, watch=watch, report=None if as_json else report)
     if as_json:
         print_json(done)
     elif not done:
@@ -118,7 +118,7 @@ def work(session: Session, once: bool, as_json: bool) -> None:
 @with_session
 def cancel(session: Session, job_id: str, as_json: bool) -> None:
     """Stop a job at its next step; only the steps that were run are charged."""
-    state = session.system().cancel(job_id)
+    state = session.system().jobs.cancel(job_id)
     if as_json:
         print_json({"id": job_id, "state": state})
         return
@@ -137,4 +137,4 @@ def _run(session: Session, job_id: str, run: Callable[..., Any], *, as_json: boo
 def _progress(system: System, job_id: str, *, as_json: bool) -> AbstractContextManager[OnStep]:
     from llmos.cli.progress import training_progress
 
-    return training_progress(system.job_steps(job_id), quiet=as_json)
+    return training_progress(system.jobs.steps(job_id), quiet=as_json)

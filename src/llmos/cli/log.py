@@ -12,7 +12,7 @@ from llmos.cli.session import Session, json_option, print_json, print_table, wit
 from llmos.errors import TamperedLog
 
 if TYPE_CHECKING:
-    from llmos.reports.log_inspection import Inspection
+    from llmos.transparency.log_inspection import Inspection
     from llmos.workflows.partners import Partner
 
 
@@ -28,7 +28,7 @@ def log() -> None:
 @with_session
 def show(session: Session, after: int, limit: int, as_json: bool) -> None:
     """Show entries of the log: who did what to what, when, and how it ended."""
-    entries = session.system().read_log(after=after, limit=limit)
+    entries = session.system().log.read(after=after, limit=limit)
     if as_json:
         print_json([{"index": index, **entry} for index, entry in entries])
         return
@@ -47,8 +47,8 @@ def show(session: Session, after: int, limit: int, as_json: bool) -> None:
 @with_session
 def verify(session: Session, as_json: bool) -> None:
     """Recompute the whole tree and compare it with the signed checkpoint."""
-    size = session.system().verify_log()
-    cosigned = session.system().cosigned_log()
+    size = session.system().log.verify()
+    cosigned = session.system().log.cosigned()
     if as_json:
         lines = [asdict(cosignature) for cosignature in cosigned]
         print_json({"entries": size, "verified": True, "cosigned": lines})
@@ -67,7 +67,7 @@ def verify(session: Session, as_json: bool) -> None:
 @with_session
 def prove(session: Session, index: int, path: Path, as_json: bool) -> None:
     """Write a proof that entry INDEX is in the log; `llmos verify` checks it offline."""
-    session.system().prove_entry(index, path)
+    session.system().log.prove(index, path)
     if as_json:
         print_json({"index": index, "proof": str(path)})
         return
@@ -87,7 +87,7 @@ def prove(session: Session, index: int, path: Path, as_json: bool) -> None:
 @with_session
 def export(session: Session, form: str, folder: Path, as_json: bool) -> None:
     """Write the verified log and its checkpoint into a new FOLDER, whole or not at all."""
-    size = session.system().export_log(form, folder)
+    size = session.system().log.export(form, folder)
     if as_json:
         print_json({"folder": str(folder), "format": form, "entries": size})
         return
@@ -107,7 +107,7 @@ def partner() -> None:
 @with_session
 def add(session: Session, name: str, vkey: str, url: str | None, as_json: bool) -> None:
     """Add a partner by VKEY, the second line of its home.pub; get it on a way that you trust."""
-    added = session.system().add_partner(name, vkey, url=url)
+    added = session.system().log.add_partner(name, vkey, url=url)
     if as_json:
         print_json(_partner_facts(added))
         return
@@ -119,7 +119,7 @@ def add(session: Session, name: str, vkey: str, url: str | None, as_json: bool) 
 @with_session
 def list_(session: Session, as_json: bool) -> None:
     """List the partners."""
-    rows = [_partner_facts(found) for found in session.system().partners()]
+    rows = [_partner_facts(found) for found in session.system().log.partners()]
     if as_json:
         print_json(rows)
         return
@@ -133,7 +133,7 @@ def list_(session: Session, as_json: bool) -> None:
 @with_session
 def remove(session: Session, name: str, as_json: bool) -> None:
     """Remove a partner; what was witnessed of its log is kept."""
-    session.system().remove_partner(name)
+    session.system().log.remove_partner(name)
     if as_json:
         print_json({"removed": name})
         return
@@ -155,7 +155,7 @@ def _partner_facts(found: Partner) -> dict[str, str | None]:
 @with_session
 def cosign(session: Session, as_json: bool) -> None:
     """Send the newest checkpoint to every partner that has a URL and keep the cosignatures."""
-    said = session.system().cosign_log()
+    said = session.system().log.cosign()
     if said.refusals:
         for name in said.lines:
             click.echo(f"{said.size} entries cosigned by {name}", err=True)
@@ -176,7 +176,7 @@ def inspect(session: Session, as_json: bool) -> None:
 
     Needs no key, and changes nothing: it reads a copy. Exit status 10 if anything differs.
     """
-    from llmos.reports import log_inspection
+    from llmos.transparency import log_inspection
 
     found = log_inspection.inspect(session.config().home)
     if as_json:

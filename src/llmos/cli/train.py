@@ -77,7 +77,7 @@ def train(
     if not as_json:
         click.echo(f"\njob {job_id} (after a crash: llmos jobs resume {job_id})")
     with training_progress(plan.steps, quiet=as_json) as progress:
-        result = system.resume(job_id, on_step=progress)
+        result = system.jobs.resume(job_id, on_step=progress)
     if as_json:
         print_json({**result, "job": job_id, "plan": plan.to_dict()})
         return

@@ -9,6 +9,7 @@ import click
 from llmos.cli.session import (
     Session,
     ask_new_secret,
+    ask_present,
     json_option,
     print_json,
     print_table,
@@ -30,12 +31,10 @@ def user() -> None:
 @click.option("--service", is_flag=True, help="A program: it has keys only, and approves nothing.")
 @json_option
 @with_session
-def add(
-    session: Session, name: str, roles: tuple[str, ...], service: bool, as_json: bool
-) -> None:
+def add(session: Session, name: str, roles: tuple[str, ...], service: bool, as_json: bool) -> None:
     """Add a person, or a service account, with one or more roles."""
     kind = "service" if service else "person"
-    principal = session.system().people.add(name, roles, kind=kind)
+    principal = session.system().access.add_user(name, roles, kind=kind)
     if as_json:
         facts = {"name": name, "kind": kind, "roles": sorted(principal.roles)}
         print_json(facts)
@@ -139,11 +138,6 @@ def _present(session: Session, name: str, file: str | None) -> str:
     return secret_from(file, "password") or ask_present("Present password")
 
 
-def ask_present(what: str) -> str:
-    """Ask for a secret that exists; nothing is echoed."""
-    return str(click.prompt(what, hide_input=True, err=True))
-
-
 @click.command()
 @click.argument("name")
 @click.option("--password-file", type=click.Path(), help="File whose first line is the password.")
@@ -163,9 +157,11 @@ def login(
 
     LLMOS_API_KEY_FILE names the file that --to writes; without it the key is printed.
     """
-    from llmos.workflows.outputs import write
+    from llmos.workflows import login as workflow
 
     people = session.system().people
+    if to is not None:
+        workflow.check_place(to)
     given = secret_from(password_file, "password") or ask_present("Password")
     code = str(click.prompt("Code of the app", err=True)) if with_code else ""
     issued = people.log_in(name, given, code)
@@ -173,7 +169,7 @@ def login(
     if to is None:
         shown["token"] = issued.token
     else:
-        write(to, f"{issued.token}\n".encode())
+        workflow.write_key(to, issued)
         shown["file"] = str(to.absolute())
     if as_json:
         print_json(shown)

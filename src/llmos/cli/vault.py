@@ -28,7 +28,7 @@ def vault() -> None:
 @with_session
 def show(session: Session, as_json: bool) -> None:
     """List the versions of each tenant's key and how many objects each opens."""
-    rows = session.system().vault_overview()
+    rows = session.system().vault.versions()
     if as_json:
         print_json(rows)
         return
@@ -48,7 +48,7 @@ def rotate(session: Session, as_json: bool) -> None:
 
     Objects are not encrypted anew. After a crash run it again: it goes on where it was.
     """
-    done = session.system().rotate_vault()
+    done = session.system().vault.rotate()
     if as_json:
         print_json(done)
         return
@@ -108,7 +108,7 @@ def rekey(
         new = root.key_file(config)
     else:
         new = root.token(config, str(token), ask_secret)
-    system.rekey_vault(new, ask=ask)
+    system.vault.rekey(new, ask=ask)
     facts = {"home": str(config.home), "root key": provider}
     if isinstance(new, KeyFile):
         facts["key file"] = str(new.path)

@@ -22,7 +22,6 @@ from sqlalchemy import Connection, and_, bindparam, delete, func, insert, or_, s
 
 from llmos.crypto import merkle
 from llmos.crypto.notes import Checkpoint, NoteKey, open_note, sign_note
-from llmos.crypto.proofs import LogProof
 from llmos.errors import RequestError, TamperedLog, VerificationFailed
 from llmos.kernel.schema import log_checkpoints, log_cosignatures, log_entries, log_nodes
 from llmos.kernel.store import Store
@@ -37,6 +36,10 @@ _HINT: Final = (
     "`llmos log inspect` says what differs; stop using this home and restore kernel.db; "
     "the vault and the models are untouched"
 )
+
+
+# log size, audit path, checkpoint note, and the entry's bytes
+Inclusion = tuple[int, tuple[bytes, ...], str, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +137,8 @@ class AuditLog:
             self._checked(conn)
             return str(_newest_note(conn))
 
-    def prove(self, index: int, *, kept: str | None = None) -> LogProof:
-        """Return the proof that entry `index` stands in the log, for `crypto.proofs.verify_proof`.
+    def prove(self, index: int, *, kept: str | None = None) -> Inclusion:
+        """Return what proves that entry `index` stands in the log; see `transparency.proofs`.
 
         Args:
             index: the entry's place.
@@ -161,7 +164,7 @@ class AuditLog:
         leaf = merkle.leaf_hash(data)
         if not merkle.verify_inclusion(index, head.size, leaf, hashes, head.root):
             raise _tampered(f"entry {index} or a hash above it was changed")
-        return LogProof(index, head.size, hashes, str(note), data)
+        return head.size, hashes, str(note), data
 
     def prove_consistency(self, old_size: int, size: int | None = None) -> tuple[bytes, ...]:
         """Return the proof that the log's first `old_size` entries begin its first `size`, or all.

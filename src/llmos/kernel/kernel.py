@@ -22,9 +22,8 @@ from llmos.kernel.approvals import Approvals
 from llmos.kernel.auditlog import AuditLog
 from llmos.kernel.budget import Budget
 from llmos.kernel.identity import Identity, Principal, Role
-from llmos.kernel.jobs import Jobs
 from llmos.kernel.monitor import Monitor
-from llmos.kernel.policy import DEFAULTS, Policy
+from llmos.kernel.policy import DEFAULTS, Policy, Resource
 from llmos.kernel.store import Store, now
 from llmos.kernel.vault import Vault
 
@@ -47,7 +46,6 @@ class Kernel:
     auditlog: AuditLog
     monitor: Monitor
     approvals: Approvals
-    jobs: Jobs
     certificate_key: NoteKey
 
     def principal(self) -> Principal:
@@ -64,6 +62,11 @@ class Kernel:
             return self.identity.principal(self.config.principal)
         file = self.config.api_key_file
         return self.identity.authenticate(root.first_line(file, "API key", keys.read_private))
+
+    @property
+    def home(self) -> Resource:
+        """The home itself, as what an act is done to."""
+        return Resource("Home", self.home_id)
 
     @property
     def public_keys(self) -> str:
@@ -196,7 +199,6 @@ def _assemble(config: Config, stores: tuple[Store, Store], root_key: bytes) -> K
         vault=vault,
         auditlog=auditlog,
         monitor=Monitor(store, policy, budget, auditlog),
-        jobs=Jobs(store, config.home),
         approvals=Approvals(store, certificate_key),
         certificate_key=certificate_key,
     )

@@ -1,4 +1,7 @@
-"""The tables of kernel.db (one transaction domain) and of keys.db; migrations must agree."""
+"""The kernel's tables in kernel.db (one transaction domain) and keys.db; migrations must agree.
+
+Packages above add the tables that only they read to `KERNEL`: models, jobs and log partners.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,6 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
-    text,
 )
 from sqlalchemy.types import TypeEngine
 
@@ -110,18 +112,6 @@ datasets = Table(
     Column("parents", STR, nullable=False, server_default="[]"),  # JSON: what it was made from
 )
 
-models = Table(
-    "models",
-    KERNEL,
-    Column("name", STR, primary_key=True),
-    Column("kind", STR, nullable=False),  # "base" or "adapter"
-    Column("base", STR, ForeignKey("models.name")),  # adapters only
-    Column("location", STR, nullable=False),  # base: folder in the home; adapter: vault object id
-    Column("digest", STR, nullable=False),  # SHA-256 over the model's files, hex
-    Column("card", STR, nullable=False),  # JSON: source, licence, job, dataset, mechanism
-    Column("created_at", STR, nullable=False),
-)
-
 budget_pools = Table(
     "budget_pools",
     KERNEL,
@@ -196,35 +186,6 @@ approvals = Table(
     CheckConstraint("proposer != decider", name="four_eyes"),
 )
 
-jobs = Table(
-    "jobs",
-    KERNEL,
-    Column("id", STR, primary_key=True),
-    Column("kind", STR, nullable=False),
-    Column("principal", STR, nullable=False),
-    Column("request", STR, nullable=False),  # JSON; the worker needs nothing else
-    Column("state", STR, nullable=False),  # queued, running, done, failed, cancelled
-    Column("cancel_requested", Integer, nullable=False),
-    Column("checkpoint", STR),  # vault object id of the newest complete checkpoint
-    Column("result", STR),  # JSON
-    Column("error", STR),
-    Column("created_at", STR, nullable=False),
-    Column("updated_at", STR, nullable=False),
-    Column("attempt", Integer, nullable=False, server_default=text("0")),  # runs begun so far
-    CheckConstraint(
-        "state IN ('queued', 'running', 'done', 'failed', 'cancelled')", name="known_job_state"
-    ),
-)
-
-job_steps = Table(
-    "job_steps",
-    KERNEL,
-    Column("job", STR, ForeignKey("jobs.id"), primary_key=True),
-    Column("name", STR, primary_key=True),
-    Column("result", STR, nullable=False),  # JSON
-    Column("at", STR, nullable=False),
-)
-
 log_entries = Table(
     "log_entries",
     KERNEL,
@@ -245,25 +206,6 @@ log_checkpoints = Table(
     KERNEL,
     Column("size", INT, primary_key=True, autoincrement=False),
     Column("note", STR, nullable=False),  # C2SP signed note
-)
-
-log_partners = Table(
-    "log_partners",
-    KERNEL,
-    Column("name", STR, primary_key=True),
-    Column("vkey", STR, nullable=False),  # of the partner's log; its cosignatures have that key
-    Column("url", STR),  # where it takes checkpoints; none: it is only witnessed
-    Column("added_at", STR, nullable=False),
-)
-
-witnessed = Table(
-    "witnessed",
-    KERNEL,
-    Column("origin", STR, primary_key=True),  # stays when the partner is removed
-    Column("vkey", STR, nullable=False),
-    Column("size", INT, nullable=False),
-    Column("root", BLOB, nullable=False),
-    Column("at", STR, nullable=False),
 )
 
 log_cosignatures = Table(

@@ -16,11 +16,10 @@ import rfc8785
 from sqlalchemy import Connection, Row, insert, select
 
 from llmos.errors import HashMismatch, ModelError, ModelExists, UnknownModel
-from llmos.kernel import schema
 from llmos.kernel.policy import Resource
 from llmos.kernel.store import Store, now
 from llmos.kernel.vault import ObjectGrant, Vault
-from llmos.models import container
+from llmos.models import container, tables
 from llmos.privacy import Classification
 
 ADAPTER_OBJECT: Final = "adapter"  # the vault's kind of object
@@ -161,7 +160,7 @@ class Registry:
         """
         with self._store.read() as conn:
             row = _select(conn, name)
-            names = list(conn.execute(select(schema.models.c.name)).scalars())
+            names = list(conn.execute(select(tables.models.c.name)).scalars())
         if row is not None:
             return _entry(row)
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
@@ -172,9 +171,9 @@ class Registry:
 
     def models(self) -> list[ModelEntry]:
         """Return all models, oldest first."""
-        order = (schema.models.c.created_at, schema.models.c.name)
+        order = (tables.models.c.created_at, tables.models.c.name)
         with self._store.read() as conn:
-            return [_entry(row) for row in conn.execute(select(schema.models).order_by(*order))]
+            return [_entry(row) for row in conn.execute(select(tables.models).order_by(*order))]
 
 
 def check_name(name: str) -> None:
@@ -197,13 +196,13 @@ def _insert(
     if _select(conn, name) is not None:
         raise ModelExists(f"a model {name!r} exists already", hint="choose another name")
     row = {**columns, "name": name, "kind": str(kind), "created_at": now()}
-    conn.execute(insert(schema.models).values(**row, card=rfc8785.dumps(dict(card)).decode()))
+    conn.execute(insert(tables.models).values(**row, card=rfc8785.dumps(dict(card)).decode()))
 
 
 def _select(conn: Connection, name: str, kind: ModelKind | None = None) -> Row[Any] | None:
-    query = select(schema.models).where(schema.models.c.name == name)
+    query = select(tables.models).where(tables.models.c.name == name)
     if kind is not None:
-        query = query.where(schema.models.c.kind == str(kind))
+        query = query.where(tables.models.c.kind == str(kind))
     return conn.execute(query).one_or_none()
 
 

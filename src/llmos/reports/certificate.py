@@ -15,7 +15,6 @@ import rfc8785
 
 from llmos.crypto import dsse
 from llmos.crypto.notes import NoteKey, decode_base64
-from llmos.crypto.proofs import LogProof
 from llmos.errors import LeakFound
 from llmos.privacy import (
     Classification,
@@ -25,6 +24,7 @@ from llmos.privacy import (
     mechanism_to_dict,
 )
 from llmos.reports.scope import NOT_PROTECTED, QUESTIONS
+from llmos.transparency.proofs import LogProof
 
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE: Final = "https://llmos.dev/privacy-certificate/v1"

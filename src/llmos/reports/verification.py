@@ -12,8 +12,6 @@ from typing import Any, Final
 import rfc8785
 
 from llmos.crypto import dsse
-from llmos.crypto.notes import Verifier
-from llmos.crypto.proofs import LogProof, verify_proof
 from llmos.errors import LlmosError, VerificationFailed
 from llmos.kernel import accounting
 from llmos.privacy import (
@@ -24,6 +22,8 @@ from llmos.privacy import (
     mechanism_from_dict,
 )
 from llmos.reports.certificate import DIGEST_FIELD, MEDIA_TYPE, PREDICATE_TYPE, STATEMENT_TYPE
+from llmos.transparency.proofs import LogProof, verify_proof
+from llmos.transparency.public_keys import read_public_keys
 
 LARGEST_FILE_BYTES: Final = 1 << 20
 EPSILON_TOLERANCE: Final = 1e-3  # relative; between what is printed and what is derived again
@@ -108,22 +108,6 @@ def verify_log_proof(data: bytes, public_keys: str) -> dict[str, Any]:
     proof = _read_proof(_read_json(data, "the log proof"))
     entry = verify_proof(proof, log_key)
     return {"log": log_key.name, "log_index": proof.index, "log_size": proof.size, "entry": entry}
-
-
-def read_public_keys(text: str) -> tuple[Verifier, Verifier]:
-    """Read `home.pub`: the certificate key, then the log key.
-
-    Raises:
-        VerificationFailed: it does not hold exactly two verifier keys.
-    """
-    lines = text.splitlines()
-    if len(lines) != 2:  # noqa: PLR2004 - certificate key and log key
-        raise VerificationFailed(
-            f"the public keys must be two lines, not {len(lines)}",
-            hint="use the home.pub that the operator of the home published",
-        )
-    certificate_key, log_key = (Verifier.parse(line) for line in lines)
-    return certificate_key, log_key
 
 
 def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

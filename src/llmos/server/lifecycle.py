@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import uvicorn
 from starlette.types import ASGIApp
 
-from llmos.kernel.policy import Action, Resource
+from llmos.kernel.policy import Action
 from llmos.models.loading import resolve_device
 from llmos.models.runtimes import Runtimes
 from llmos.server.app import build_app
@@ -78,9 +78,8 @@ def serve_system(
     runtimes = Runtimes(parts.registry, resolve_device(kernel.config.device))
     app = build_app(parts, runtimes)
     with bind(host, kernel.config.port if port is None else port) as listening:
-        home = Resource("Home", kernel.home_id, {})
         details = {"host": host, "tls": tls is not None}
-        with kernel.monitor.act(kernel.principal(), Action.SERVE, home, details=details):
+        with kernel.monitor.act(kernel.principal(), Action.SERVE, kernel.home, details=details):
             pass
         url = base_url(listening, host, tls)
         make_server(app, tls, lambda: on_ready(url)).run(sockets=[listening])

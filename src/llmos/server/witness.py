@@ -15,7 +15,6 @@ from starlette.routing import Route
 
 from llmos.crypto.notes import decode_base64
 from llmos.errors import RequestError, StaleCheckpoint, VerificationFailed
-from llmos.kernel.policy import Resource
 from llmos.workflows.parts import Parts
 from llmos.workflows.witness import Witness
 
@@ -27,8 +26,7 @@ _OLD_SIZE: Final = re.compile(r"old (0|[1-9][0-9]{0,18})")
 def routes(parts: Parts) -> list[Route]:
     """Return the route of the witness of one home."""
     kernel = parts.kernel
-    home = Resource("Home", kernel.home_id, {})
-    witness = Witness(kernel.store, kernel.monitor, kernel.auditlog.key, home)
+    witness = Witness(kernel.store, kernel.monitor, kernel.auditlog.key, kernel.home)
 
     async def add_checkpoint(request: Request) -> Response:
         old_size, proof, note = parse_body(await request.body())

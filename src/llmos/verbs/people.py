@@ -1,14 +1,12 @@
-"""The verbs on people and programs: who they are, how they log in."""
+"""The verbs on who is known here: roles, passwords, codes, logging in."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
-from llmos.errors import ConfigError
-from llmos.kernel.identity import IssuedKey, Kind, Principal
+from llmos.kernel.identity import IssuedKey
 from llmos.workflows.parts import Parts
 
 
@@ -17,16 +15,6 @@ class PeopleVerbs:
     """Who acts here."""
 
     parts: Parts
-
-    def add(self, name: str, roles: Sequence[str], *, kind: str = "person") -> Principal:
-        """Add a person, or a service account."""
-        from llmos.workflows import people
-
-        try:
-            wanted = Kind(kind)
-        except ValueError:
-            raise ConfigError(f"unknown kind {kind!r}", hint=f"one of: {', '.join(Kind)}") from None
-        return people.add(name, frozenset(roles), wanted, self.parts.who, self.parts)
 
     def overview(self) -> list[dict[str, Any]]:
         """Return a line for each principal that was not disabled, by name."""
@@ -69,9 +57,3 @@ class PeopleVerbs:
         from llmos.workflows import login
 
         return login.run(name, password, code, self.parts)
-
-    def rotate_key(self, key_id: str, *, overlap: timedelta) -> IssuedKey:
-        """Issue a key with the same rights; the old one ends after the overlap."""
-        from llmos.workflows import people
-
-        return people.rotate_key(key_id, overlap, self.parts.who, self.parts)

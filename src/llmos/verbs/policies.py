@@ -82,6 +82,8 @@ class PolicyVerbs:
             resource = self.parts.datasets.card(dataset).resource
         elif model is not None:
             resource = self.parts.registry.model(model).resource
+        if purpose is None and dataset is not None:
+            purpose = "training"
         context = {} if purpose is None else {"purpose": purpose}
         if asked is Action.LOGIN:
             context["second_factor"] = "none"

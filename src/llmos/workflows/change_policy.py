@@ -12,7 +12,7 @@ from llmos.kernel import policy_versions
 from llmos.kernel.approvals import Approval
 from llmos.kernel.identity import Kind, Principal
 from llmos.kernel.kernel import Kernel
-from llmos.kernel.policy import Action, Policy, Resource
+from llmos.kernel.policy import Action, Policy
 from llmos.kernel.store import now
 from llmos.workflows.parts import Parts
 
@@ -36,8 +36,7 @@ def run(folder: Path, reason: str, who: Principal, parts: Parts) -> Approval:
     _require_a_way_back(proposed, parts)
     request: dict[str, Any] = {"digest": proposed.digest, "files": sorted(proposed.files)}
     details = dict(request)
-    home = Resource("Home", kernel.home_id, {})
-    with kernel.monitor.act(who, Action.MANAGE_POLICY, home, details=details) as conn:
+    with kernel.monitor.act(who, Action.MANAGE_POLICY, kernel.home, details=details) as conn:
         policy_versions.keep(conn, proposed)
         asked = kernel.approvals.propose(conn, who, ACT, proposed.digest, request, reason)
         details |= {"approval": asked.id, "reason": reason}
@@ -67,7 +66,7 @@ def adopt(kernel: Kernel) -> None:
         "at": now(),
         "actor": "llmos",
         "action": str(Action.MANAGE_POLICY),
-        "resource": f"Home::{kernel.home_id}",
+        "resource": str(kernel.home),
         "outcome": "done",
         "details": {"act": "adopt", "digest": kernel.policy.digest},
     }
@@ -79,11 +78,10 @@ def adopt(kernel: Kernel) -> None:
 
 def _require_a_way_back(proposed: Policy, parts: Parts) -> None:
     """Refuse policies under which no two people could propose and approve other ones."""
-    home = Resource("Home", parts.kernel.home_id, {})
     people = [p for p in parts.kernel.identity.principals() if p.kind is Kind.PERSON]
 
     def may(action: Action) -> set[str]:
-        return {p.name for p in people if proposed.decide(p, action, home, {}).allowed}
+        return {p.name for p in people if proposed.decide(p, action, parts.kernel.home, {}).allowed}
 
     proposers, deciders = may(Action.MANAGE_POLICY), may(Action.APPROVE)
     if not proposers or not deciders or len(proposers | deciders) < 2:  # noqa: PLR2004 - two people

@@ -10,7 +10,6 @@ from typing import Final
 import httpx
 from sqlalchemy import Connection, func, insert, select
 
-from llmos.crypto.cosignatures import verify_cosignature
 from llmos.crypto.notes import Checkpoint, encode_base64, open_note
 from llmos.errors import (
     CheckpointRefused,
@@ -23,7 +22,8 @@ from llmos.errors import (
 from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action
 from llmos.kernel.schema import log_checkpoints, log_cosignatures
-from llmos.workflows.partners import Partner, home_of, partners
+from llmos.transparency.cosignatures import verify_cosignature
+from llmos.workflows.partners import Partner, partners
 from llmos.workflows.parts import Parts
 
 _TIMEOUT_S: Final = 30.0
@@ -49,7 +49,7 @@ def run(who: Principal, parts: Parts) -> Cosigning:
         PermissionDenied: policy does not let this principal manage partners.
     """
     kernel = parts.kernel
-    kernel.monitor.authorize(who, Action.MANAGE_PARTNERS, home_of(parts))
+    kernel.monitor.authorize(who, Action.MANAGE_PARTNERS, parts.kernel.home)
     asked = [partner for partner in partners(kernel.store) if partner.url is not None]
     if not asked:
         raise ConfigError(
@@ -71,7 +71,9 @@ def run(who: Principal, parts: Parts) -> Cosigning:
         "by": sorted(lines),
         "refused": {name: type(error).__name__ for name, error in refusals.items()},
     }
-    with kernel.monitor.act(who, Action.MANAGE_PARTNERS, home_of(parts), details=details) as conn:
+    with kernel.monitor.act(
+        who, Action.MANAGE_PARTNERS, parts.kernel.home, details=details
+    ) as conn:
         for name, line in lines.items():
             _keep(conn, head.size, note, name, line)
     return Cosigning(head.size, lines, refusals)

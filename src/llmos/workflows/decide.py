@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from llmos.kernel.approvals import Approval
 from llmos.kernel.identity import Principal
-from llmos.kernel.policy import Action, Resource
+from llmos.kernel.policy import Action
 from llmos.workflows import change_policy, export, raise_cap
 from llmos.workflows.parts import Parts
 
@@ -41,8 +41,7 @@ def run(approval_id: str, who: Principal, parts: Parts, *, approve: bool) -> App
         "request": asked.request,
         "approved": approve,
     }
-    home = Resource("Home", kernel.home_id)
-    with kernel.monitor.act(who, Action.APPROVE, home, details=details) as conn:
+    with kernel.monitor.act(who, Action.APPROVE, kernel.home, details=details) as conn:
         decided = kernel.approvals.decide(conn, who, approval_id, approve=approve)
         if approve:
             _ACTS[asked.act](conn, decided)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from llmos.crypto.notes import Checkpoint
 from llmos.kernel.identity import Principal
-from llmos.kernel.policy import Action, Resource
-from llmos.reports import log_export
-from llmos.reports.log_export import ExportFormat
+from llmos.kernel.policy import Action
+from llmos.transparency import log_export
+from llmos.transparency.log_export import ExportFormat
 from llmos.workflows import outputs
 from llmos.workflows.parts import Parts
 
@@ -22,11 +22,10 @@ def run(form: ExportFormat, folder: Path, who: Principal, parts: Parts) -> Check
         TamperedLog: the entries do not lead to the signed root; no folder was made.
     """
     monitor = parts.kernel.monitor
-    home = Resource("Home", parts.kernel.home_id, {})
-    monitor.authorize(who, Action.READ_LOG, home)
+    monitor.authorize(who, Action.READ_LOG, parts.kernel.home)
     with outputs.new_folder(folder) as draft:
         head = log_export.write(parts.kernel.auditlog, form, draft)
         details = {"export": str(form), "entries": head.size}
-        with monitor.act(who, Action.READ_LOG, home, details=details):
+        with monitor.act(who, Action.READ_LOG, parts.kernel.home, details=details):
             pass
     return head

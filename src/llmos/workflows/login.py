@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import hashlib
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import Connection
 
 from llmos.accounts import credentials, passwords, totp
 from llmos.accounts.credentials import Credential
-from llmos.errors import AuthenticationError, UnknownPrincipal
+from llmos.crypto import keys
+from llmos.errors import AuthenticationError, StorageError, UnknownPrincipal
 from llmos.kernel.identity import IssuedKey, Kind, Principal
-from llmos.kernel.policy import Action, Resource
+from llmos.kernel.policy import Action
 from llmos.kernel.store import now
 from llmos.workflows.parts import Parts
 
 LIFETIME: Final = timedelta(hours=12)
+_TOKEN_PREFIX: Final = b"llmos_"
 _BUCKETS: Final = 64  # of names that nobody has
 
 
@@ -48,13 +51,41 @@ def run(name: str, password: str, code: str, parts: Parts) -> IssuedKey:
     factor = {"second_factor": "none" if credential.totp_seed is None else "totp"}
     details: dict[str, Any] = {"act": "login", **factor}
     with kernel.monitor.act(
-        who, Action.LOGIN, _home(parts), details=details, context=factor
+        who, Action.LOGIN, kernel.home, details=details, context=factor
     ) as conn:
         _use(conn, who, credential, step)
         credentials.end_attempts(conn, subject)
         issued = kernel.identity.create_key(conn, who, "login", None, at + LIFETIME)
         details["issued"] = issued.id
     return issued
+
+
+def check_place(file: Path) -> None:
+    """Refuse a place for a key where something else lies already.
+
+    Raises:
+        StorageError: it cannot be read, or holds no API key.
+    """
+    try:
+        if file.exists() and not file.read_bytes().startswith(_TOKEN_PREFIX):
+            raise StorageError(f"{file} is there and holds no API key", hint="name another file")
+    except OSError as error:
+        raise StorageError.of(error, str(file)) from error
+
+
+def write_key(file: Path, issued: IssuedKey) -> None:
+    """Write a key into a file that only its owner can read, in the place of an older one.
+
+    Raises:
+        StorageError: it cannot be written; what was there before is unchanged.
+    """
+    draft = file.with_name(f".{file.name}.{issued.id}")
+    try:
+        keys.write_private(draft, f"{issued.token}\n".encode())
+        draft.replace(file)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise StorageError.of(error, str(file)) from error
 
 
 def prove(who: Principal, password: str, parts: Parts) -> None:
@@ -121,7 +152,7 @@ def _record_failure(who: Principal | None, failures: int, parts: Parts) -> None:
         "at": now(),
         "actor": "unknown" if who is None else who.name,
         "action": str(Action.LOGIN),
-        "resource": str(_home(parts)),
+        "resource": str(kernel.home),
         "outcome": "denied",
         "details": {"failures": failures, "policies": []},
     }
@@ -132,7 +163,3 @@ def _record_failure(who: Principal | None, failures: int, parts: Parts) -> None:
 def _bucket(name: str) -> str:
     digest = hashlib.sha256(name.encode(errors="replace")).digest()
     return f"unknown-{digest[0] % _BUCKETS}"
-
-
-def _home(parts: Parts) -> Resource:
-    return Resource("Home", parts.kernel.home_id, {})

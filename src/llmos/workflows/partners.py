@@ -9,14 +9,16 @@ from urllib.parse import urlsplit
 
 from sqlalchemy import Connection, delete, insert, select
 
-from llmos.crypto.cosignatures import verify_cosignature
 from llmos.crypto.notes import Verifier, open_note
-from llmos.crypto.proofs import LogProof
 from llmos.errors import ConfigError, PartnerExists, TamperedLog, UnknownPartner, VerificationFailed
 from llmos.kernel.identity import Principal
-from llmos.kernel.policy import Action, Resource
-from llmos.kernel.schema import log_checkpoints, log_cosignatures, log_partners
+from llmos.kernel.policy import Action
+from llmos.kernel.schema import log_checkpoints, log_cosignatures
 from llmos.kernel.store import Store, now, timestamp
+from llmos.transparency import proofs
+from llmos.transparency.cosignatures import verify_cosignature
+from llmos.transparency.proofs import LogProof
+from llmos.transparency.tables import log_partners
 from llmos.workflows.parts import Parts
 
 _FORMER: Final = "no partner any more: its key is not known, nothing was checked"
@@ -62,7 +64,7 @@ def add(name: str, vkey: str, url: str | None, who: Principal, parts: Parts) -> 
     partner = Partner(name, verifier, url, now())
     details = {"add": name, "vkey": vkey, "url": url}
     with parts.kernel.monitor.act(
-        who, Action.MANAGE_PARTNERS, home_of(parts), details=details
+        who, Action.MANAGE_PARTNERS, parts.kernel.home, details=details
     ) as conn:
         for known in _partners(conn):
             if name == known.name or verifier.name == known.verifier.name:
@@ -83,7 +85,7 @@ def remove(name: str, who: Principal, parts: Parts) -> None:
         PermissionDenied: policy does not let this principal manage partners.
     """
     with parts.kernel.monitor.act(
-        who, Action.MANAGE_PARTNERS, home_of(parts), details={"remove": name}
+        who, Action.MANAGE_PARTNERS, parts.kernel.home, details={"remove": name}
     ) as conn:
         if not conn.execute(delete(log_partners).where(log_partners.c.name == name)).rowcount:
             raise UnknownPartner(f"no partner {name!r}", hint="`llmos log partner ls` lists them")
@@ -132,15 +134,10 @@ def prove(index: int, parts: Parts) -> LogProof:
             .order_by(log_checkpoints.c.size.desc(), log_cosignatures.c.partner)
         ).all()
     if index < 0 or not rows:
-        return log.prove(index)
-    proof = log.prove(index, kept=rows[0].note)
+        return proofs.prove(log, index)
+    proof = proofs.prove(log, index, kept=rows[0].note)
     lines = "".join(line for note, line in rows if note == rows[0].note)
     return LogProof(index, proof.size, proof.hashes, proof.checkpoint_note + lines, proof.entry)
-
-
-def home_of(parts: Parts) -> Resource:
-    """Return the home as a resource."""
-    return Resource("Home", parts.kernel.home_id, {})
 
 
 def _partners(conn: Connection) -> list[Partner]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmos.data.datasets import Datasets
+from llmos.jobs.jobs import Jobs
+from llmos.kernel.identity import Principal
 from llmos.kernel.kernel import Kernel
 from llmos.models.registry import Registry
 
@@ -16,3 +18,9 @@ class Parts:
     kernel: Kernel
     datasets: Datasets
     registry: Registry
+    jobs: Jobs
+
+    @property
+    def who(self) -> Principal:
+        """Return who this process acts as."""
+        return self.kernel.principal()

@@ -8,7 +8,7 @@ from typing import Any
 from llmos.accounts import credentials, passwords, totp
 from llmos.errors import AuthenticationError, ConfigError, RequestError, UnknownKey
 from llmos.kernel.identity import ApiKey, IssuedKey, Kind, Principal, Role
-from llmos.kernel.policy import Action, Resource
+from llmos.kernel.policy import Action
 from llmos.kernel.store import now
 from llmos.workflows import login
 from llmos.workflows.parts import Parts
@@ -23,7 +23,7 @@ def add(name: str, roles: frozenset[str], kind: Kind, who: Principal, parts: Par
     """
     kernel = parts.kernel
     details = {"user": name, "roles": sorted(roles), "kind": str(kind)}
-    with kernel.monitor.act(who, Action.MANAGE_KEYS, _home(parts), details=details) as conn:
+    with kernel.monitor.act(who, Action.MANAGE_KEYS, kernel.home, details=details) as conn:
         return kernel.identity.add_principal(conn, name, _roles(roles), kind)
 
 
@@ -37,7 +37,7 @@ def set_roles(name: str, roles: frozenset[str], who: Principal, parts: Parts) ->
     """
     kernel = parts.kernel
     details = {"act": "roles", "of": name, "roles": sorted(roles)}
-    with kernel.monitor.act(who, Action.MANAGE_KEYS, _home(parts), details=details) as conn:
+    with kernel.monitor.act(who, Action.MANAGE_KEYS, kernel.home, details=details) as conn:
         if Role.ADMINISTRATOR not in _roles(roles):
             _require_another_administrator(name, parts)
         kernel.identity.set_roles(conn, name, _roles(roles))
@@ -52,7 +52,7 @@ def disable(name: str, who: Principal, parts: Parts) -> None:
     """
     kernel = parts.kernel
     details = {"act": "disable", "of": name}
-    with kernel.monitor.act(who, Action.MANAGE_KEYS, _home(parts), details=details) as conn:
+    with kernel.monitor.act(who, Action.MANAGE_KEYS, kernel.home, details=details) as conn:
         _require_another_administrator(name, parts)
         kernel.identity.disable_principal(conn, name)
 
@@ -74,7 +74,7 @@ def set_password(
     if owner.id == who.id:
         login.prove(who, present, parts)
     details = {"act": "password", "of": name}
-    with kernel.monitor.act(who, action, _home(parts), details=details, context=context) as conn:
+    with kernel.monitor.act(who, action, kernel.home, details=details, context=context) as conn:
         credentials.set_password(conn, owner.id, password_hash)
         credentials.end_attempts(conn, owner.id)
 
@@ -99,7 +99,7 @@ def set_codes(
     if owner.id == who.id:
         login.prove(who, present, parts)
     details = {"act": "codes", "of": name, "asked_for": seed is not None}
-    with kernel.monitor.act(who, action, _home(parts), details=details, context=context) as conn:
+    with kernel.monitor.act(who, action, kernel.home, details=details, context=context) as conn:
         if not credentials.set_seed(conn, owner.id, seed, step, kernel.vault):
             raise RequestError(f"{name} has no password", hint=f"llmos user password {name}")
 
@@ -142,7 +142,7 @@ def rotate_key(key_id: str, overlap: timedelta, who: Principal, parts: Parts) ->
         raise UnknownKey(f"there is no valid API key {key_id!r}", hint="`llmos key ls` lists them")
     owner = kernel.identity.principal(old.principal)
     details: dict[str, Any] = {"owner": owner.name, "rotate": old.id}
-    with kernel.monitor.act(who, Action.MANAGE_KEYS, _home(parts), details=details) as conn:
+    with kernel.monitor.act(who, Action.MANAGE_KEYS, kernel.home, details=details) as conn:
         issued = kernel.identity.create_key(
             conn,
             owner,
@@ -192,7 +192,3 @@ def _require_another_administrator(name: str, parts: Parts) -> None:
             f"without {name} the home would have no administrator",
             hint="make someone else one first: llmos user roles NAME --role administrator",
         )
-
-
-def _home(parts: Parts) -> Resource:
-    return Resource("Home", parts.kernel.home_id, {})

@@ -13,10 +13,10 @@ from llmos.data.datasets import DatasetCard
 from llmos.data.records import RecordFormat
 from llmos.engines.dp import prefix
 from llmos.engines.dp.plan import Performance
-from llmos.kernel.jobs import JobState
-from llmos.kernel.kernel import Kernel
+from llmos.jobs.jobs import JobState
 from llmos.models.loading import compute_dtype, resolve_device
 from llmos.models.registry import ModelEntry
+from llmos.workflows.parts import Parts
 
 if TYPE_CHECKING:
     from llmos.workflows.training_plan import TrainRequest
@@ -47,7 +47,7 @@ class Prediction:
 
 
 def predict_seconds(
-    request: TrainRequest, card: DatasetCard, base: ModelEntry, kernel: Kernel
+    request: TrainRequest, card: DatasetCard, base: ModelEntry, parts: Parts
 ) -> Prediction:
     """Predict the wall time of a training on this machine."""
     per_record = min(
@@ -57,11 +57,12 @@ def predict_seconds(
     )
     records_per_unit = min(request.max_records_per_unit, card.records / card.units)
     tokens = request.steps * request.batch * records_per_unit * per_record
-    if (speed := _earlier_speed(request, kernel)) is not None:
+    if (speed := _earlier_speed(request, parts)) is not None:
         return Prediction(_START_S + tokens / speed, f"{speed:.0f} tokens/s in an earlier run")
-    device = resolve_device(kernel.config.device)
+    settings = parts.kernel.config
+    device = resolve_device(settings.device)
     flops_per_s = matmul_flops_per_s(device) * _STEP_EFFICIENCY
-    config = json.loads((kernel.config.home / base.location / "config.json").read_bytes())
+    config = json.loads((settings.home / base.location / "config.json").read_bytes())
     speed = flops_per_s / _flops_per_token(request, config, text=card.format is RecordFormat.TEXT)
     each_bytes = int(config["hidden_size"]) * compute_dtype(device).itemsize
     own_tokens = card.characters / _CHARACTERS_PER_TOKEN  # a shared beginning is run once in all
@@ -75,9 +76,9 @@ def predict_seconds(
     return Prediction(seconds, f"estimated at {speed:.0f} tokens/s")
 
 
-def _earlier_speed(request: TrainRequest, kernel: Kernel) -> float | None:
+def _earlier_speed(request: TrainRequest, parts: Parts) -> float | None:
     """Return the speed of the newest finished job with the same model and adapter shape."""
-    for job in kernel.jobs.jobs():
+    for job in parts.jobs.jobs():
         same = all(
             job.request.get(name) == getattr(request, name)
             for name in ("model", "rank", "last_layers")

@@ -32,6 +32,7 @@ from llmos.reports.certificate import (
     TrainingFacts,
 )
 from llmos.reports.theorems import THEOREMS
+from llmos.transparency import proofs
 from llmos.workflows import outputs
 from llmos.workflows.measure import guarantee, report_path
 from llmos.workflows.parts import Parts
@@ -145,7 +146,7 @@ def _certify(
     )
     if index is None:
         raise MeasurementError("the certificate's own log entry is missing")
-    return certificates.bundle(envelope, kernel.auditlog.prove(index))
+    return certificates.bundle(envelope, proofs.prove(kernel.auditlog, index))
 
 
 def _facts(

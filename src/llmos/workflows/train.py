@@ -10,9 +10,9 @@ from typing import Any, Final
 from sqlalchemy import Connection
 
 from llmos.errors import BudgetExceeded, ConfigError, JobBusy
+from llmos.jobs.jobs import JobState
 from llmos.kernel.identity import Principal
-from llmos.kernel.jobs import JobState
-from llmos.kernel.policy import Action, Resource
+from llmos.kernel.policy import Action
 from llmos.workflows.budget_advice import with_advice
 from llmos.workflows.ctrl_c import stopped_by_ctrl_c
 from llmos.workflows.parts import Parts
@@ -46,7 +46,7 @@ def _submit(plan: TrainPlan, who: Principal, parts: Parts) -> str:
         kernel.budget.precompute(request.dataset, request.purpose, mechanism)
     details = {"step": "submit", **public(request)}
     with kernel.monitor.act(who, action, resource, details=details, context=context) as conn:
-        job_id = kernel.jobs.submit(conn, KIND, who.name, request.model_dump(mode="json"))
+        job_id = parts.jobs.submit(conn, KIND, who.name, request.model_dump(mode="json"))
         details["job"] = job_id
         if mechanism is not None:
             kernel.budget.reserve(
@@ -73,7 +73,7 @@ def run(
     """
     worker = TrainingJob(who, parts, interrupt, on_step)
     with stopped_by_ctrl_c(interrupt):
-        job = parts.kernel.jobs.run(job_id, {"fit": worker.fit, "publish": worker.publish})
+        job = parts.jobs.run(job_id, {"fit": worker.fit, "publish": worker.publish})
     return job.result or {}
 
 
@@ -89,7 +89,7 @@ def retry(job_id: str, who: Principal, parts: Parts, *, reason: str) -> None:
         raise ConfigError("a job is not tried again without a reason", hint="--reason TEXT")
     details = {"retry": job_id, "reason": reason}
     with _managing(job_id, who, parts, details) as conn:
-        parts.kernel.jobs.retry(conn, job_id)
+        parts.jobs.retry(conn, job_id)
 
 
 def cancel(job_id: str, who: Principal, parts: Parts) -> JobState:
@@ -99,7 +99,7 @@ def cancel(job_id: str, who: Principal, parts: Parts) -> JobState:
         PermissionDenied: it is another's job, and policy lets `who` manage only their own.
         JobError: the job has ended already.
     """
-    jobs = parts.kernel.jobs
+    jobs = parts.jobs
     with _managing(job_id, who, parts, {"cancel": job_id}) as conn:
         jobs.request_cancel(conn, job_id)
     worker = TrainingJob(who, parts, Event(), lambda _view: None)
@@ -115,9 +115,9 @@ def _managing(
 ) -> Iterator[Connection]:
     """Yield the transaction of an act on a job: of one's own training, or of another's job."""
     kernel = parts.kernel
-    action, resource = Action.MANAGE_JOBS, Resource("Home", kernel.home_id, {})
+    action, resource = Action.MANAGE_JOBS, kernel.home
     context: dict[str, str] = {}
-    if (job := kernel.jobs.job(job_id)).principal == who.name:
+    if (job := parts.jobs.job(job_id)).principal == who.name:
         request = TrainRequest.model_validate(job.request)
         action, resource, context = act(request, parts.datasets.card(request.dataset))
     with kernel.monitor.act(who, action, resource, details=details, context=context) as conn:

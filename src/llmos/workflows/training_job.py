@@ -17,9 +17,9 @@ from llmos.engines.dp.randomness import Randomness
 from llmos.engines.dp.sampling import TrainingRecord
 from llmos.engines.dp.trainer import FitResult, fit
 from llmos.errors import JobCancelled, JobInterrupted, UnaccountableMechanism
+from llmos.jobs.jobs import Job, Jobs, JobState
 from llmos.kernel import accounting
 from llmos.kernel.identity import Principal
-from llmos.kernel.jobs import Job, JobState
 from llmos.kernel.kernel import Kernel
 from llmos.kernel.monitor import Charge, Grant
 from llmos.kernel.policy import Action, Resource
@@ -95,7 +95,9 @@ class TrainingJob:
         )
         self._base_dtype = str(next(loaded.model.parameters()).dtype).removeprefix("torch.")
         adapter = lora.attach(loaded.model, request.lora, seed=request.seed)
-        saver = _Checkpoints(kernel, grant, job, charged=request.noise_multiplier is not None)
+        saver = _Checkpoints(
+            kernel, self.parts.jobs, grant, job, charged=request.noise_multiplier is not None
+        )
         fitted = fit(
             adapter,
             records,
@@ -128,7 +130,7 @@ class TrainingJob:
             "delta": request.delta,
             **{name: fitted[name] for name in ("steps", "seconds", "tokens_per_s", "digest")},
         }
-        checkpoint = kernel.jobs.job(job.id).checkpoint
+        checkpoint = self.parts.jobs.job(job.id).checkpoint
         with self._closing(job, request, card, "publish", {"digest": fitted["digest"]}) as closing:
             grant, conn = closing
             if grant is not None and mechanism is not None:
@@ -141,8 +143,8 @@ class TrainingJob:
                 digest=fitted["digest"],
                 card=_model_card(job, request, card, fitted, epsilon),
             )
-            kernel.jobs.set_checkpoint(conn, job, None)
-            kernel.jobs.finish(conn, job, JobState.DONE, result)
+            self.parts.jobs.set_checkpoint(conn, job, None)
+            self.parts.jobs.finish(conn, job, JobState.DONE, result)
         if checkpoint is not None:
             kernel.vault.delete(checkpoint)
         return result
@@ -155,15 +157,15 @@ class TrainingJob:
         card = self.parts.datasets.card(request.dataset)
         mechanism = request.plan.mechanism
         steps = 0 if mechanism is None else kernel.budget.reservation(job.id).steps_done
-        checkpoint = kernel.jobs.job(job.id).checkpoint
+        checkpoint = self.parts.jobs.job(job.id).checkpoint
         with self._closing(job, request, card, "cancel", {"steps_done": steps}) as (grant, conn):
             if grant is not None and mechanism is not None:
                 if steps == 0:
                     grant.abort(conn=conn)
                 else:
                     grant.settle(mechanism.after(steps), conn=conn, details={"step": "settle"})
-            kernel.jobs.set_checkpoint(conn, job, None)
-            kernel.jobs.finish(conn, job, JobState.CANCELLED, {"steps": steps})
+            self.parts.jobs.set_checkpoint(conn, job, None)
+            self.parts.jobs.finish(conn, job, JobState.CANCELLED, {"steps": steps})
         if checkpoint is not None:
             kernel.vault.delete(checkpoint)
         return {"steps": steps}
@@ -203,7 +205,7 @@ class TrainingJob:
 
     def _stopped(self, job: Job, steps: int) -> None:
         """Tell why a fit ended before its last step."""
-        if self.parts.kernel.jobs.job(job.id).cancel_requested:
+        if self.parts.jobs.job(job.id).cancel_requested:
             self.cancel(job, {})
             raise JobCancelled(f"job {job.id} was cancelled after {steps} steps")
         raise JobInterrupted(
@@ -216,7 +218,7 @@ class TrainingJob:
         if time.monotonic() - self._cancel_checked < _CANCEL_POLL_S:
             return False
         self._cancel_checked = time.monotonic()
-        return self.parts.kernel.jobs.job(job_id).cancel_requested
+        return self.parts.jobs.job(job_id).cancel_requested
 
 
 @dataclass(slots=True)
@@ -224,6 +226,7 @@ class _Checkpoints:
     """Saves states in the one safe order: charge, write, point to it, delete the one before."""
 
     kernel: Kernel
+    jobs: Jobs
     grant: Grant
     job: Job
     charged: bool
@@ -239,7 +242,7 @@ class _Checkpoints:
         with ExitStack() as undo:
             undo.callback(self.kernel.vault.delete, object_id)
             with self.kernel.store.transaction() as conn:
-                self.kernel.jobs.set_checkpoint(conn, self.job, object_id)
+                self.jobs.set_checkpoint(conn, self.job, object_id)
             undo.pop_all()
         before, self._newest = self._newest, object_id
         if before is not None:

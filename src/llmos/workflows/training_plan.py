@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from llmos.data.datasets import DatasetCard
 from llmos.engines.dp.plan import AdamWSettings, DPPlan, GaussianClipping
 from llmos.errors import InvalidPrivacyParameter, ModelError, ModelExists
+from llmos.jobs.jobs import JobState
 from llmos.kernel import accounting
 from llmos.kernel.budget import PoolState
-from llmos.kernel.jobs import JobState
 from llmos.models.lora import LoraConfig
 from llmos.models.registry import check_name
 from llmos.privacy import Neighboring, check_delta, check_epsilon
@@ -240,7 +240,7 @@ def make_plan(options: TrainOptions, parts: Parts) -> TrainPlan:
         charges=()
         if mechanism is None
         else tuple((pool, kernel.budget.cost(pool.id, mechanism)) for pool in pools),
-        predicted=predict_seconds(request, card, base, kernel),
+        predicted=predict_seconds(request, card, base, parts),
     )
 
 
@@ -261,7 +261,7 @@ def _refuse_taken(parts: Parts, name: str) -> None:
     check_name(name)
     if any(entry.name == name for entry in parts.registry.models()):
         raise ModelExists(f"a model {name!r} exists already", hint="choose another with --output")
-    for job in parts.kernel.jobs.jobs():
+    for job in parts.jobs.jobs():
         ended = job.state in (JobState.DONE, JobState.CANCELLED)
         if job.request.get("output") == name and not ended:
             raise ModelExists(

@@ -11,7 +11,7 @@ from llmos.config import Config
 from llmos.crypto.root_keys import KeyFile, RootKeyProvider
 from llmos.kernel import root
 from llmos.kernel.identity import Principal
-from llmos.kernel.policy import Action, Resource
+from llmos.kernel.policy import Action
 from llmos.kernel.schema import object_keys, tenant_keys
 from llmos.workflows.parts import Parts
 
@@ -27,7 +27,7 @@ def rotate(who: Principal, parts: Parts) -> dict[str, int]:
         TamperedObject: an object's key cannot be opened; the old version stays.
         StorageError: someone is reading, so that the old keys are on the disk still; run it again.
     """
-    keyring, home = parts.kernel.vault.keyring, _home(parts)
+    keyring, home = parts.kernel.vault.keyring, parts.kernel.home
     begun: dict[str, Any] = {"act": "rotate", "stage": "begin"}
     with parts.kernel.monitor.act(who, Action.MANAGE_VAULT, home, details=begun):
         begun["version"] = keyring.begin()
@@ -54,7 +54,7 @@ def rekey(
     config = parts.kernel.config
     root_key = root.unlock(config, ask=ask)
     details = {"act": "rekey", "to": type(to).__name__}
-    with parts.kernel.monitor.act(who, Action.MANAGE_VAULT, _home(parts), details=details):
+    with parts.kernel.monitor.act(who, Action.MANAGE_VAULT, parts.kernel.home, details=details):
         is_new = isinstance(to, KeyFile) and not to.path.exists()
         try:
             root.write(config.home, to, root_key)
@@ -77,7 +77,3 @@ def versions(parts: Parts) -> list[dict[str, Any]]:
     with parts.kernel.vault.keyring.store.read() as conn:
         rows = conn.execute(counted.order_by(*columns[:2])).mappings()
         return [dict(row) for row in rows]
-
-
-def _home(parts: Parts) -> Resource:
-    return Resource("Home", parts.kernel.home_id, {})

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, delete, insert, select
 
 from llmos.crypto import merkle
-from llmos.crypto.cosignatures import cosign
 from llmos.crypto.notes import Checkpoint, NoteKey, Verifier, encode_base64, open_note
 from llmos.errors import (
     AccessError,
@@ -26,8 +25,9 @@ from llmos.errors import (
 from llmos.kernel.identity import Principal
 from llmos.kernel.monitor import Monitor
 from llmos.kernel.policy import Action, Resource
-from llmos.kernel.schema import log_partners, witnessed
 from llmos.kernel.store import Store, now
+from llmos.transparency.cosignatures import cosign
+from llmos.transparency.tables import log_partners, witnessed
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from threading import Event
 from typing import Any, Final
 
 from llmos.errors import JobBusy, JobOvertaken
-from llmos.kernel.jobs import Job, Jobs, JobState, public_text
+from llmos.jobs.jobs import Job, Jobs, JobState, public_text
 from llmos.workflows.ctrl_c import stopped_by_ctrl_c
 
 _LOOK_EVERY_S: Final = 1.0

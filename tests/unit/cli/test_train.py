@@ -57,7 +57,7 @@ def test_a_budget_that_does_not_suffice_says_what_would(typed: Type, home: Path)
     assert " steps" in refused.err
     assert "noise multiplier" in refused.err
     with opened(home) as system:
-        entries = system.read_log(limit=1000)
+        entries = system.log.read(limit=1000)
     assert entries[-1][1]["outcome"] == "failed"
 
 

@@ -206,7 +206,7 @@ def die(_ring):
     os.kill(os.getpid(), signal.SIGKILL)
 
 setattr(Keyring, sys.argv[2], die)
-llmos.open(Path(sys.argv[1]), device="cpu", threads=1).rotate_vault()
+llmos.open(Path(sys.argv[1]), device="cpu", threads=1).vault.rotate()
 """
 
 

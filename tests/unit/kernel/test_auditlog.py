@@ -20,12 +20,12 @@ from sqlalchemy import Connection, delete, event, insert, select, update
 
 from llmos.crypto import merkle
 from llmos.crypto.notes import Checkpoint, NoteKey, open_note, sign_note
-from llmos.crypto.proofs import LogProof, verify_proof
 from llmos.errors import IntegrityError, RequestError, StorageError, TamperedLog, VerificationFailed
 from llmos.kernel import auditlog
 from llmos.kernel.auditlog import AuditLog
 from llmos.kernel.schema import KERNEL, log_checkpoints, log_cosignatures, log_entries, log_nodes
 from llmos.kernel.store import Store
+from llmos.transparency.proofs import LogProof, prove, verify_proof
 
 KEY = NoteKey("llmos.local/0123", bytes(range(32)))
 STRANGER = NoteKey("llmos.local/0123", bytes(32))
@@ -149,7 +149,7 @@ def test_an_act_that_fails_leaves_no_entry(log: AuditLog) -> None:
 def test_every_entry_of_every_size_is_proven_offline(log: AuditLog, size: int) -> None:
     fill(log, size)
     for index in range(size):
-        proof = log.prove(index)
+        proof = prove(log, index)
         read = LogProof.from_dict(json.loads(json.dumps(proof.to_dict())))
         assert verify_proof(read, KEY.verifier) == entry(index)
         with pytest.raises(VerificationFailed):
@@ -188,7 +188,7 @@ def test_an_older_checkpoint_is_proven_against_while_it_continues(log: AuditLog)
     fill(log, 4)
     assert log.checkpoint() == note_of(log) != kept
     for index in range(5):
-        proof = log.prove(index, kept=kept)
+        proof = prove(log, index, kept=kept)
         assert (proof.size, proof.checkpoint_note) == (5, kept)
         assert verify_proof(proof, KEY.verifier) == entry(index)
     with pytest.raises(RequestError, match="no entry 5"):

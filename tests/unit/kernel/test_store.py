@@ -22,9 +22,11 @@ from sqlalchemy import MetaData, create_engine, insert, select, update
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from llmos.errors import StorageError, StorageFull
+from llmos.jobs.tables import job_steps, jobs
 from llmos.kernel import migrations, schema
 from llmos.kernel.budget import Balance, Budget
 from llmos.kernel.store import Store, now, timestamp
+from llmos.models.tables import models
 from llmos.privacy import PoissonSampledGaussian
 
 OPEN = """
@@ -130,9 +132,9 @@ def test_a_database_of_the_first_schema_keeps_its_jobs_and_gets_the_number_of_th
         conn.exec_driver_sql(old)
     engine.dispose()
     with closing(Store.open(path, schema.KERNEL)) as store, store.read() as conn:
-        found = conn.execute(select(schema.jobs.c.id, schema.jobs.c.attempt)).all()
+        found = conn.execute(select(jobs.c.id, jobs.c.attempt)).all()
         assert found == [("train-1", 0)]
-        assert conn.execute(select(schema.job_steps)).all() == []
+        assert conn.execute(select(job_steps)).all() == []
 
 
 def test_a_ledger_of_the_first_schema_is_carried_over(tmp_path: Path) -> None:
@@ -179,7 +181,7 @@ def test_connections_are_durable_and_check_foreign_keys(store: Store) -> None:
     }
     with pytest.raises(IntegrityError, match="FOREIGN KEY"), store.transaction() as conn:
         conn.execute(
-            insert(schema.models).values(
+            insert(models).values(
                 name="a", kind="adapter", base="nobody", location="", digest="", card="{}",
                 created_at=now(),
             )

@@ -14,6 +14,7 @@ from llmos.kernel import schema
 from llmos.kernel.store import Store
 from llmos.kernel.vault import Vault
 from llmos.models.registry import ModelKind, Registry
+from llmos.models.tables import models
 
 FILES = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"weights"}
 
@@ -88,7 +89,7 @@ def test_an_adapter_whose_row_names_another_object_is_refused(
     publish(store, registry)
     other, _ = registry.store_adapter({"adapter_config.json": b"other"})
     with store.transaction() as conn:
-        rows = schema.models
+        rows = models
         conn.execute(update(rows).where(rows.c.name == "notes-private").values(location=other))
     with pytest.raises(HashMismatch, match="notes-private"):
         registry.open_adapter("notes-private", Objects(frozenset({other})))

@@ -18,6 +18,7 @@ from llmos.models.loading import digest, load_base
 from llmos.models.lora import LoraConfig, attach, to_peft
 from llmos.models.registry import ModelEntry, Registry
 from llmos.models.runtimes import Runtimes
+from llmos.models.tables import models
 
 CPU = torch.device("cpu")
 NOTHING = Objects()
@@ -120,6 +121,6 @@ def test_a_name_that_was_given_anew_is_loaded_anew(store: Store, registry: Regis
     before = publish(store, registry, "adapter", seed=1)
     first = answer(runtimes.open(before, grant(before)))
     with store.transaction() as conn:
-        conn.execute(delete(schema.models).where(schema.models.c.name == "adapter"))
+        conn.execute(delete(models).where(models.c.name == "adapter"))
     after = publish(store, registry, "adapter", seed=2)
     assert answer(runtimes.open(after, grant(after))) != first

@@ -20,7 +20,6 @@ from llmos.crypto.merkle import (
     tree_root,
 )
 from llmos.crypto.notes import Checkpoint, NoteKey, sign_note
-from llmos.crypto.proofs import LogProof
 from llmos.kernel import accounting
 from llmos.privacy import (
     Classification,
@@ -42,6 +41,7 @@ from llmos.reports.certificate import (
     statement,
 )
 from llmos.reports.theorems import THEOREMS
+from llmos.transparency.proofs import LogProof
 
 Document = dict[str, Any]
 DELTA = 1e-5

@@ -18,7 +18,6 @@ from llmos.privacy import Neighboring
 from llmos.reports.certificate import CertificateFacts
 from llmos.reports.verification import (
     LARGEST_FILE_BYTES,
-    read_public_keys,
     verify_bundle,
     verify_log_proof,
 )
@@ -125,12 +124,6 @@ def test_other_keys_do_not_verify_it(
             verify_bundle(certificate, "\n".join(lines))
     with pytest.raises(VerificationFailed, match="not signed by"):
         verify_bundle(certificate, "\n".join(reversed(public_keys.splitlines())))
-
-
-@pytest.mark.parametrize("text", ["", "one line", "a\nb\nc\n", "not+a+key\nnot+a+key\n"])
-def test_public_keys_must_be_two_verifier_keys(text: str) -> None:
-    with pytest.raises(VerificationFailed):
-        read_public_keys(text)
 
 
 @pytest.mark.parametrize(

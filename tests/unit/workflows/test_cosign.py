@@ -14,7 +14,6 @@ from sqlalchemy import select
 from tests.homes import close, last_records
 
 from llmos import system as systems
-from llmos.crypto.cosignatures import cosign
 from llmos.crypto.merkle import verify_consistency
 from llmos.crypto.notes import Checkpoint, NoteKey, open_note
 from llmos.errors import (
@@ -28,6 +27,7 @@ from llmos.errors import (
 from llmos.kernel.schema import log_checkpoints, log_cosignatures
 from llmos.server.witness import parse_body
 from llmos.system import System
+from llmos.transparency.cosignatures import cosign
 
 BO = NoteKey("llmos.local/b0b0", bytes(range(32)))
 CY = NoteKey("llmos.local/cccc", bytes(32))
@@ -83,7 +83,7 @@ def made(tmp_path: Path) -> Iterator[System]:
 
 @pytest.fixture
 def partnered(made: System, server: Canned) -> System:
-    made.add_partner("bo", BO.vkey, url=server.url + "/")
+    made.log.add_partner("bo", BO.vkey, url=server.url + "/")
     return made
 
 
@@ -91,7 +91,7 @@ def test_a_cosignature_is_kept_with_its_checkpoint_and_recorded(
     partnered: System, server: Canned
 ) -> None:
     server.answers = [(200, b"COSIGN")]
-    said = partnered.cosign_log()
+    said = partnered.log.cosign()
     path, body = server.asked[0]
     old_size, proof, note = parse_body(body)
     assert (path, old_size, proof) == ("/witness/add-checkpoint", 0, ())
@@ -104,7 +104,7 @@ def test_a_cosignature_is_kept_with_its_checkpoint_and_recorded(
     assert (record["details"]["cosigned"], record["details"]["by"]) == (2, ["bo"])
     # The next proof begins where the last one ended.
     server.answers = [(200, b"COSIGN")]
-    assert partnered.cosign_log().size == 3
+    assert partnered.log.cosign().size == 3
     old_size, proof, newer = parse_body(server.asked[1][1])
     old, new = (
         Checkpoint.parse(open_note(n, partnered.kernel.auditlog.key.verifier))
@@ -112,14 +112,14 @@ def test_a_cosignature_is_kept_with_its_checkpoint_and_recorded(
     )
     assert old_size == 2
     assert verify_consistency(2, 3, old.root, new.root, proof)
-    assert [c.size for c in partnered.cosigned_log()] == [3, 2]
+    assert [c.size for c in partnered.log.cosigned()] == [3, 2]
 
 
 def test_a_partner_that_saw_more_than_is_remembered_corrects_the_proof(
     partnered: System, server: Canned
 ) -> None:
     server.answers = [(409, b"1\n"), (200, b"COSIGN")]
-    assert partnered.cosign_log().refusals == {}
+    assert partnered.log.cosign().refusals == {}
     assert [parse_body(body)[0] for _, body in server.asked] == [0, 1]
 
 
@@ -148,12 +148,12 @@ def test_refusals_are_told_apart_and_recorded_and_nothing_is_kept(
 ) -> None:
     answers, error, text = REFUSALS[name]
     server.answers = list(answers)
-    said = partnered.cosign_log()
+    said = partnered.log.cosign()
     assert said.lines == {}
     assert type(said.refusals["bo"]) is error
     assert text in str(said.refusals["bo"])
     assert last_records(partnered, 1)[0]["details"]["refused"] == {"bo": error.__name__}
-    assert partnered.cosigned_log() == []
+    assert partnered.log.cosigned() == []
 
 
 def test_one_partner_that_refuses_does_not_cost_the_others(
@@ -161,16 +161,16 @@ def test_one_partner_that_refuses_does_not_cost_the_others(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    partnered.add_partner("cy", CY.vkey, url=f"http://127.0.0.1:{port}/witness")
+    partnered.log.add_partner("cy", CY.vkey, url=f"http://127.0.0.1:{port}/witness")
     server.answers = [(200, b"COSIGN")]
-    said = partnered.cosign_log()
+    said = partnered.log.cosign()
     assert list(said.lines) == ["bo"]
     assert isinstance(said.refusals["cy"], NetworkError)
     assert "could not be reached" in str(said.refusals["cy"])
-    assert [c.partner for c in partnered.cosigned_log()] == ["bo"]
+    assert [c.partner for c in partnered.log.cosigned()] == ["bo"]
 
 
 def test_without_a_partner_to_ask_it_says_so(made: System) -> None:
-    made.add_partner("silent", BO.vkey)
+    made.log.add_partner("silent", BO.vkey)
     with pytest.raises(ConfigError, match="no partner takes this home's checkpoints"):
-        made.cosign_log()
+        made.log.cosign()

@@ -12,8 +12,8 @@ import pytest
 from tests.jobs import Home, Results
 
 from llmos.errors import JobInterrupted
+from llmos.jobs.jobs import Job, JobState
 from llmos.kernel import schema
-from llmos.kernel.jobs import Job, JobState
 from llmos.kernel.store import Store
 from llmos.workflows.ctrl_c import stopped_by_ctrl_c
 

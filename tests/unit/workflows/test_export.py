@@ -66,7 +66,7 @@ def test_a_base_model_lies_in_the_clear_already(measured: System, tmp_path: Path
 
 
 def test_who_may_not_export_gets_no_file(measured: System, tmp_path: Path) -> None:
-    developer = measured.add_user("dev", ["developer"])
+    developer = measured.access.add_user("dev", ["developer"])
     with pytest.raises(PermissionDenied):
         export.run("plain", tmp_path / "plain", developer, measured.parts)
     assert not (tmp_path / "plain").exists()

@@ -13,14 +13,14 @@ from llmos.crypto.merkle import leaf_hash
 from llmos.errors import ConfigError, PermissionDenied, StorageError, TamperedLog
 from llmos.kernel.identity import Role
 from llmos.kernel.schema import log_entries, log_nodes
-from llmos.reports.log_export import ExportFormat
 from llmos.system import System
+from llmos.transparency.log_export import ExportFormat
 from llmos.workflows import export_log
 
 
 def test_an_export_is_recorded_after_what_it_holds(system: System, tmp_path: Path) -> None:
     before = log_size(system)
-    assert system.export_log("jsonl", tmp_path / "out") == before
+    assert system.log.export("jsonl", tmp_path / "out") == before
     lines = (tmp_path / "out/entries.jsonl").read_text().splitlines()
     assert [json.loads(line)["action"] for line in lines[:1]] == ["init"]
     assert len(lines) == before
@@ -43,7 +43,7 @@ def test_only_who_may_read_the_log_exports_it(system: System, tmp_path: Path) ->
     with pytest.raises(StorageError, match="is there already"):
         export_log.run(ExportFormat.OCSF, tmp_path / "out", ida, system.parts)
     with pytest.raises(ConfigError, match="unknown format"):
-        system.export_log("xml", tmp_path / "xml")
+        system.log.export("xml", tmp_path / "xml")
 
 
 def test_nothing_half_written_is_left(system: System, tmp_path: Path) -> None:
@@ -52,5 +52,5 @@ def test_nothing_half_written_is_left(system: System, tmp_path: Path) -> None:
         conn.execute(update(log_nodes).filter_by(level=0, idx=0).values(hash=leaf_hash(b"{}")))
     before = {path.name for path in tmp_path.iterdir()}
     with pytest.raises(TamperedLog):
-        system.export_log("jsonl", tmp_path / "out")
+        system.log.export("jsonl", tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == before

@@ -18,6 +18,7 @@ from llmos.errors import (
     LlmosError,
     MalformedRecord,
 )
+from llmos.jobs.jobs import Jobs
 from llmos.kernel import kernel as kernels
 from llmos.kernel import schema
 from llmos.models.registry import Registry
@@ -43,7 +44,8 @@ OPTIONS: dict[str, Any] = {
 def parts(tmp_path: Path) -> Parts:
     kernel = kernels.create(load(home=tmp_path / "home"))
     datasets = Datasets(kernel.store, kernel.vault, kernel.monitor)
-    return Parts(kernel, datasets, Registry(kernel.store, kernel.vault, kernel.config.home))
+    registry = Registry(kernel.store, kernel.vault, kernel.config.home)
+    return Parts(kernel, datasets, registry, Jobs(kernel.store, kernel.config.home))
 
 
 @pytest.fixture

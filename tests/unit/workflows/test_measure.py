@@ -131,7 +131,7 @@ def test_an_unknown_model_is_named_before_anything_is_opened(measured: System) -
 
 
 def test_who_may_not_measure_learns_nothing(measured: System) -> None:
-    developer = measured.add_user("dev", ["developer"])
+    developer = measured.access.add_user("dev", ["developer"])
     before, files = checked_books(measured), reports_folder(measured)
     with pytest.raises(PermissionDenied):
         measure.run(["plain"], developer, measured.parts)

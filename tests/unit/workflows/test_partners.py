@@ -10,9 +10,7 @@ from sqlalchemy import delete, update
 from tests.homes import close, last_records
 
 from llmos import system as systems
-from llmos.crypto.cosignatures import cosign, verify_cosignature
 from llmos.crypto.notes import Checkpoint, NoteKey, open_note
-from llmos.crypto.proofs import verify_proof
 from llmos.errors import (
     ConfigError,
     PartnerExists,
@@ -25,6 +23,8 @@ from llmos.errors import (
 from llmos.kernel.identity import Role
 from llmos.kernel.schema import log_checkpoints, log_cosignatures
 from llmos.system import System
+from llmos.transparency.cosignatures import cosign, verify_cosignature
+from llmos.transparency.proofs import verify_proof
 from llmos.workflows import partners
 from llmos.workflows.cosign import _keep
 
@@ -35,7 +35,7 @@ CY = NoteKey("llmos.local/cccc", bytes(32))
 @pytest.fixture
 def made(tmp_path: Path) -> Iterator[System]:
     made = systems.create(tmp_path / "home")
-    made.add_partner("bo", BO.vkey, url="https://bo.example/witness")
+    made.log.add_partner("bo", BO.vkey, url="https://bo.example/witness")
     yield made
     close(made)
 
@@ -56,37 +56,37 @@ def grow(made: System, count: int) -> None:
 
 
 def test_partners_are_listed_and_recorded(made: System) -> None:
-    made.add_partner("cy", CY.vkey)
-    assert [(p.name, p.verifier, p.url) for p in made.partners()] == [
+    made.log.add_partner("cy", CY.vkey)
+    assert [(p.name, p.verifier, p.url) for p in made.log.partners()] == [
         ("bo", BO.verifier, "https://bo.example/witness"),
         ("cy", CY.verifier, None),
     ]
     record = last_records(made, 1)[0]
     assert (record["action"], record["details"]["add"]) == ("manage-partners", "cy")
     assert record["details"]["vkey"] == CY.vkey
-    made.remove_partner("bo")
-    assert [p.name for p in made.partners()] == ["cy"]
+    made.log.remove_partner("bo")
+    assert [p.name for p in made.log.partners()] == ["cy"]
     with pytest.raises(UnknownPartner, match="no partner 'bo'"):
-        made.remove_partner("bo")
+        made.log.remove_partner("bo")
 
 
 def test_what_is_no_partner_is_refused(made: System) -> None:
     own = made.kernel.auditlog.key.vkey
     with pytest.raises(ConfigError, match="no witness of itself"):
-        made.add_partner("me", own)
+        made.log.add_partner("me", own)
     with pytest.raises(PartnerExists, match=r"bo .* is a partner already"):
-        made.add_partner("bo", CY.vkey)
+        made.log.add_partner("bo", CY.vkey)
     with pytest.raises(PartnerExists, match=r"bo .* is a partner already"):
-        made.add_partner("robert", BO.vkey)
+        made.log.add_partner("robert", BO.vkey)
     with pytest.raises(VerificationFailed):
-        made.add_partner("cy", "nonsense")
+        made.log.add_partner("cy", "nonsense")
     for url in ("ftp://cy.example", "cy.example/witness", "https://", "file:///etc"):
         with pytest.raises(ConfigError, match="not an http or https URL"):
-            made.add_partner("cy", CY.vkey, url=url)
+            made.log.add_partner("cy", CY.vkey, url=url)
     for name in ("", " ", "a\nb"):
         with pytest.raises(ConfigError, match="not a name"):
-            made.add_partner(name, CY.vkey)
-    assert [p.name for p in made.partners()] == ["bo"]
+            made.log.add_partner(name, CY.vkey)
+    assert [p.name for p in made.log.partners()] == ["bo"]
 
 
 def test_an_auditor_reads_partners_and_does_not_manage_them(made: System) -> None:
@@ -96,12 +96,12 @@ def test_an_auditor_reads_partners_and_does_not_manage_them(made: System) -> Non
     with_ida = kernel.config.model_copy(update={"principal": "ida"})
     audited = systems.boot(with_ida)
     try:
-        assert [p.name for p in audited.partners()] == ["bo"]
-        assert audited.cosigned_log() == []
+        assert [p.name for p in audited.log.partners()] == ["bo"]
+        assert audited.log.cosigned() == []
         for act in (
-            lambda: audited.add_partner("cy", CY.vkey),
-            lambda: audited.remove_partner("bo"),
-            audited.cosign_log,
+            lambda: audited.log.add_partner("cy", CY.vkey),
+            lambda: audited.log.remove_partner("bo"),
+            audited.log.cosign,
         ):
             with pytest.raises(PermissionDenied):
                 act()
@@ -113,19 +113,19 @@ def test_cosigned_checkpoints_are_kept_and_shown(made: System) -> None:
     first = cosigned_by(made, "bo", BO)
     grow(made, 5)
     second = cosigned_by(made, "bo", BO, 1_700_000_060)
-    made.add_partner("cy", CY.vkey)
-    shown = [(c.size, c.partner, c.at) for c in made.cosigned_log()]
+    made.log.add_partner("cy", CY.vkey)
+    shown = [(c.size, c.partner, c.at) for c in made.log.cosigned()]
     assert shown == [
         (second, "bo", "2023-11-14T22:14:20.000Z"),
         (first, "bo", "2023-11-14T22:13:20.000Z"),
     ]
-    assert made.verify_log() == second + 1
-    made.remove_partner("bo")
-    assert {c.at for c in made.cosigned_log()} == {partners._FORMER}
+    assert made.log.verify() == second + 1
+    made.log.remove_partner("bo")
+    assert {c.at for c in made.log.cosigned()} == {partners._FORMER}
 
 
 def test_a_proof_carries_the_cosignatures_of_the_newest_size_that_has_them(made: System) -> None:
-    made.add_partner("cy", CY.vkey)
+    made.log.add_partner("cy", CY.vkey)
     first = cosigned_by(made, "bo", BO)
     grow(made, 5)
     second = cosigned_by(made, "bo", BO)
@@ -157,12 +157,12 @@ def test_a_cosignature_or_checkpoint_that_was_changed_is_seen(made: System) -> N
         other = cosign("other\n", BO, 5)
         conn.execute(update(log_cosignatures).values(line=other))
     with pytest.raises(TamperedLog, match="bo's cosignature of 2 entries"):
-        made.verify_log()
+        made.log.verify()
     cosigned_by(made, "bo", BO, 2**62)  # a time that no calendar has
     with pytest.raises(TamperedLog, match="bo's cosignature"):
-        made.verify_log()
+        made.log.verify()
     with made.kernel.store.transaction() as conn:
         conn.execute(delete(log_cosignatures).where(log_cosignatures.c.size != size))
         conn.execute(delete(log_checkpoints).where(log_checkpoints.c.size == size))
     with pytest.raises(TamperedLog, match="bo's cosignature"):
-        made.verify_log()
+        made.log.verify()

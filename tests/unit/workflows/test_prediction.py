@@ -8,7 +8,7 @@ import torch
 from tests.homes import TRAINING
 
 from llmos.engines.dp.plan import Performance
-from llmos.kernel.jobs import JobState
+from llmos.jobs.jobs import JobState
 from llmos.system import System
 from llmos.workflows import prediction
 from llmos.workflows.prediction import Prediction, matmul_flops_per_s
@@ -66,10 +66,10 @@ def test_frozen_blocks_that_are_not_kept_run_in_every_step(
 def finish(system: System, tokens_per_s: float, **changes: Any) -> None:
     """Enter a job as done at a certain speed."""
     plan = system.plan(**(TRAINING | {"output": f"at-{tokens_per_s:g}"} | changes))
-    job = system.kernel.jobs.job(system.submit(plan))
+    job = system.parts.jobs.job(system.submit(plan))
     with system.kernel.store.transaction() as conn:
         system.kernel.budget.abort(conn, job.id)
-        system.kernel.jobs.finish(conn, job, JobState.DONE, {"tokens_per_s": tokens_per_s})
+        system.parts.jobs.finish(conn, job, JobState.DONE, {"tokens_per_s": tokens_per_s})
 
 
 def test_an_earlier_run_like_it_predicts_the_next_in_proportion_to_its_work(

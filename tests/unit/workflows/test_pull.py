@@ -86,7 +86,7 @@ def test_a_model_that_cannot_be_registered_leaves_no_files(
 
 
 def test_who_may_not_pull_fetches_nothing(system: System, tiny_model_folder: Path) -> None:
-    auditor = system.add_user("aud", ["auditor"])
+    auditor = system.access.add_user("aud", ["auditor"])
     folders = model_folders(system)
     with pytest.raises(PermissionDenied):
         pull.run(PullRequest(str(tiny_model_folder), "second"), auditor, system.parts)

@@ -64,7 +64,7 @@ def test_every_section_of_a_certificate_points_to_its_log_entry(measured: System
         name: predicate[name]["log_index"]
         for name in ("guarantee", "algorithm", "implementation", "data", "measured_leakage")
     }
-    entries = dict(measured.read_log(limit=1000))
+    entries = dict(measured.log.read(limit=1000))
     assert entries[indices["guarantee"]]["details"]["step"] == "settle"
     assert entries[indices["algorithm"]]["details"]["step"] == "publish"
     assert entries[indices["implementation"]]["details"]["step"] == "fit"
@@ -166,7 +166,7 @@ def test_names_and_kinds_are_checked_first(measured: System) -> None:
 
 
 def test_who_may_not_report_gets_no_file(measured: System) -> None:
-    developer = measured.add_user("dev", ["developer"])
+    developer = measured.access.add_user("dev", ["developer"])
     before = {path.name for path in (measured.kernel.config.home / "reports").iterdir()}
     with pytest.raises(PermissionDenied):
         report.run("private", developer, measured.parts)

@@ -29,8 +29,8 @@ from llmos.errors import (
     UnknownJob,
     UnknownModel,
 )
+from llmos.jobs.jobs import JobState
 from llmos.kernel import pricing
-from llmos.kernel.jobs import JobState
 from llmos.kernel.policy import Action
 from llmos.models import lora
 from llmos.models.loading import load_base
@@ -196,7 +196,7 @@ def test_training_without_privacy_charges_nothing_and_claims_nothing(system: Sys
     assert [(spent, held) for _, spent, held in checked_books(system).pools] == [(0, 0), (0, 0)]
     entry = system.registry.model("notes-nonprivate")
     assert (entry.card["private"], entry.card["epsilon"]) == (False, None)
-    assert system.job_facts(system.kernel.jobs.jobs()[0].id)["state"] == "done"
+    assert system.jobs.facts(system.parts.jobs.jobs()[0].id)["state"] == "done"
 
 
 def test_speed_settings_change_neither_the_mechanism_nor_its_price(system: System) -> None:
@@ -216,10 +216,10 @@ def test_an_interrupted_run_goes_on_to_the_same_adapter_as_an_uninterrupted_one(
         with pytest.raises(JobInterrupted) as caught:
             interrupt_at(system, job_id, step)
         assert f"llmos jobs resume {job_id}" in caught.value.hint
-        assert system.job_facts(job_id)["state"] == "interrupted"
+        assert system.jobs.facts(job_id)["state"] == "interrupted"
         assert system.kernel.budget.reservation(job_id).steps_done == step
         checked_books(system)
-    assert system.resume(job_id)["digest"] == whole["digest"]
+    assert system.jobs.resume(job_id)["digest"] == whole["digest"]
     other = system.train(**TRAINING, output="other", seed=8)
     assert other["digest"] != whole["digest"]
     assert system.registry.model("parts").card["randomness"] == "insecure-test"
@@ -230,27 +230,27 @@ def test_an_interrupted_run_goes_on_to_the_same_adapter_as_an_uninterrupted_one(
 
 def test_a_job_that_is_done_cannot_be_resumed_or_cancelled(system: System) -> None:
     system.train(**TRAINING)
-    job_id = system.kernel.jobs.jobs()[0].id
+    job_id = system.parts.jobs.jobs()[0].id
     before, entries = checked_books(system), log_size(system)
-    for again in (system.resume, system.cancel):
+    for again in (system.jobs.resume, system.jobs.cancel):
         with pytest.raises(JobError, match=f"{job_id} is done already"):
             again(job_id)
     assert checked_books(system) == before
     assert log_size(system) <= entries + 1  # the failed cancellation has its record
     with pytest.raises(UnknownJob):
-        system.resume("train-00000000")
+        system.jobs.resume("train-00000000")
 
 
 def test_cancelling_a_queued_job_gives_everything_back(system: System) -> None:
     job_id = submit(system)
     reserved = system.kernel.budget.reservation(job_id).cost
     assert checked_books(system).pools[0] == ("notes", 0, reserved)
-    assert system.cancel(job_id) is JobState.CANCELLED
+    assert system.jobs.cancel(job_id) is JobState.CANCELLED
     after = checked_books(system)
     assert [(spent, held) for _, spent, held in after.pools] == [(0, 0), (0, 0)]
     assert system.kernel.budget.reservation(job_id).state == "aborted"
     with pytest.raises(JobError, match="cancelled already"):
-        system.resume(job_id)
+        system.jobs.resume(job_id)
     assert checked_books(system) == after
 
 
@@ -259,7 +259,7 @@ def test_cancelling_an_interrupted_job_charges_the_steps_that_were_run(system: S
     with pytest.raises(JobInterrupted):
         interrupt_at(system, job_id, 3)
     price = cost(system, job_id, 3)
-    assert system.cancel(job_id) is JobState.CANCELLED
+    assert system.jobs.cancel(job_id) is JobState.CANCELLED
     reservation = system.kernel.budget.reservation(job_id)
     assert (reservation.state, reservation.steps_done) == ("committed", 3)
     assert reservation.cost == price
@@ -268,7 +268,7 @@ def test_cancelling_an_interrupted_job_charges_the_steps_that_were_run(system: S
 
 def test_cancelling_without_privacy_has_nothing_to_give_back(system: System) -> None:
     job_id = submit(system, private=False, epsilon=None)
-    assert system.cancel(job_id) is JobState.CANCELLED
+    assert system.jobs.cancel(job_id) is JobState.CANCELLED
     checked_books(system)
 
 
@@ -295,24 +295,24 @@ def test_a_running_job_that_is_asked_to_stops_and_pays_for_its_steps(
 
 
 def _cancel(system: System, job_id: str) -> None:
-    assert system.cancel(job_id) is JobState.RUNNING
+    assert system.jobs.cancel(job_id) is JobState.RUNNING
 
 
 def test_everyone_runs_and_cancels_their_own_jobs_but_not_those_of_others(
     system: System, home: Path
 ) -> None:
-    system.add_user("eve", ["engineer"])
+    system.access.add_user("eve", ["engineer"])
     admins = submit(system, output="admins")
     with opened(home, principal="eve") as engineer:
         assert engineer.train(**TRAINING)["model"] == "notes-private"
         own = submit(engineer, output="own")
-        assert engineer.cancel(own) is JobState.CANCELLED
+        assert engineer.jobs.cancel(own) is JobState.CANCELLED
         before = checked_books(engineer)
-        for forbidden in (engineer.resume, engineer.cancel):
+        for forbidden in (engineer.jobs.resume, engineer.jobs.cancel):
             with pytest.raises(PermissionDenied, match="manage-jobs"):
                 forbidden(admins)
         assert checked_books(engineer) == before
-    assert system.cancel(admins) is JobState.CANCELLED
+    assert system.jobs.cancel(admins) is JobState.CANCELLED
 
 
 def test_a_job_planned_for_other_data_is_refused(system: System) -> None:
@@ -320,8 +320,8 @@ def test_a_job_planned_for_other_data_is_refused(system: System) -> None:
     with system.kernel.store.transaction() as conn:
         conn.exec_driver_sql("UPDATE datasets SET fingerprint = 'other' WHERE name = 'notes'")
     with pytest.raises(UnaccountableMechanism):
-        system.resume(job_id)
-    assert system.job_facts(job_id)["state"] == "failed"
+        system.jobs.resume(job_id)
+    assert system.jobs.facts(job_id)["state"] == "failed"
     assert system.kernel.budget.reservation(job_id).state == "held"
     checked_books(system)
 
@@ -332,44 +332,44 @@ def test_a_failed_job_can_be_resumed_and_is_charged_once(system: System) -> None
     folder.rename(folder.with_name("away"))
     before = checked_books(system)
     with pytest.raises(LlmosError):
-        system.resume(job_id)
-    facts = system.job_facts(job_id)
+        system.jobs.resume(job_id)
+    facts = system.jobs.facts(job_id)
     assert facts["state"] == "failed"
     assert facts["error"]
     assert checked_books(system).pools == before.pools
     folder.with_name("away").rename(folder)
-    system.resume(job_id)
-    assert system.job_facts(job_id)["state"] == "done"
-    assert system.job_facts(job_id)["reservation"] == f"committed, {STEPS} steps done"
+    system.jobs.resume(job_id)
+    assert system.jobs.facts(job_id)["state"] == "done"
+    assert system.jobs.facts(job_id)["reservation"] == f"committed, {STEPS} steps done"
     checked_books(system)
 
 
 def test_a_failed_job_is_tried_again_for_a_reason_that_is_recorded(
     system: System, home: Path
 ) -> None:
-    system.add_user("eve", ["engineer"])
+    system.access.add_user("eve", ["engineer"])
     job_id = submit(system)
     folder = system.registry.folder(system.registry.model("tiny"))
     folder.rename(folder.with_name("away"))
     with pytest.raises(LlmosError):
-        system.resume(job_id)
+        system.jobs.resume(job_id)
     folder.with_name("away").rename(folder)
     before = checked_books(system)
     with opened(home, principal="eve") as engineer, pytest.raises(PermissionDenied):
-        engineer.retry(job_id, reason="it is not mine")
+        engineer.jobs.retry(job_id, reason="it is not mine")
     assert checked_books(system) == before
     size = log_size(system)
-    assert system.retry(job_id, reason="the model is back")["steps"] == STEPS
+    assert system.jobs.retry(job_id, reason="the model is back")["steps"] == STEPS
     record = last_records(system, log_size(system) - size)[0]
     assert (record["action"], record["outcome"]) == ("train-private", "done")
     assert record["details"]["retry"] == job_id
     assert record["details"]["reason"] == "the model is back"
-    assert system.job_facts(job_id)["reservation"] == f"committed, {STEPS} steps done"
+    assert system.jobs.facts(job_id)["reservation"] == f"committed, {STEPS} steps done"
     for again in (job_id, submit(system, output="queued")):
-        state = system.job_facts(again)["state"]
+        state = system.jobs.facts(again)["state"]
         with pytest.raises(JobError, match=f"is {state}; only a failed job"):
-            system.retry(again, reason="why not")
-        assert system.job_facts(again)["state"] == state
+            system.jobs.retry(again, reason="why not")
+        assert system.jobs.facts(again)["state"] == state
     checked_books(system)
 
 
@@ -398,23 +398,23 @@ def test_a_checkpoint_that_the_job_cannot_point_to_is_not_left_behind(system: Sy
                 )
 
     with pytest.raises(Exception, match="no more checkpoints"):
-        system.resume(job_id, on_step=refuse)
+        system.jobs.resume(job_id, on_step=refuse)
     assert len(checked_books(system).objects) == 7  # the one before is still there
     with system.kernel.store.transaction() as conn:
         conn.exec_driver_sql("DROP TRIGGER refuse")
-    assert system.resume(job_id)["steps"] == STEPS
+    assert system.jobs.resume(job_id)["steps"] == STEPS
     checked_books(system)
 
 
 def test_a_settled_job_opens_no_data_again(system: System) -> None:
     """A job row put back by hand does not make a paid training run twice."""
     system.train(**TRAINING)
-    job_id = system.kernel.jobs.jobs()[0].id
+    job_id = system.parts.jobs.jobs()[0].id
     with system.kernel.store.transaction() as conn:
         conn.exec_driver_sql("UPDATE jobs SET state = 'failed'")
         conn.exec_driver_sql("DELETE FROM models WHERE kind = 'adapter'")
         conn.exec_driver_sql("DROP TRIGGER job_steps_no_delete")
         conn.exec_driver_sql("DELETE FROM job_steps")
     with pytest.raises(LedgerConflict, match="opens no data again"):
-        system.resume(job_id)
+        system.jobs.resume(job_id)
     assert system.kernel.budget.reservation(job_id).cost == cost(system, job_id, STEPS)

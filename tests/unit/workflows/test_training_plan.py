@@ -146,7 +146,7 @@ def test_the_name_of_an_unfinished_jobs_model_is_taken(system: System) -> None:
         plan(system)
     assert f"llmos jobs resume {job_id}" in caught.value.hint
     plan(system, output="another")
-    system.cancel(job_id)
+    system.jobs.cancel(job_id)
     plan(system)
 
 

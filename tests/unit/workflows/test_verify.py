@@ -13,7 +13,7 @@ from llmos.workflows import verify
 @pytest.fixture
 def proof(system: System, tmp_path: Path) -> Path:
     path = tmp_path / "proofs" / "entry.json"
-    system.prove_entry(2, path)
+    system.log.prove(2, path)
     (path.parent / "home.pub").write_text(system.kernel.public_keys)
     return path
 
@@ -23,7 +23,7 @@ def test_a_log_entry_is_proven_with_the_keys_beside_it_or_with_named_ones(
 ) -> None:
     found = verify.run(proof, None)
     assert found["log_index"] == 2
-    assert found["entry"] == system.read_log(after=1, limit=1)[0][1]
+    assert found["entry"] == system.log.read(after=1, limit=1)[0][1]
     keys = proof.with_name("home.pub").rename(tmp_path / "keys")
     assert verify.run(proof, keys) == found
     with pytest.raises(VerificationFailed, match="no public keys") as caught:

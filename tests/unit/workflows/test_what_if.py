@@ -13,7 +13,7 @@ JOB = {"batch": UNITS, "steps": 8, "purpose": "training"}
 
 def test_a_price_is_what_the_training_then_takes(system: System) -> None:
     before = checked_books(system)
-    priced = system.what_if("notes", epsilon=3.0, **JOB)
+    priced = system.budgets.what_if("notes", epsilon=3.0, **JOB)
     assert checked_books(system) == before
     (pool,) = priced.pools
     system.submit(system.plan(**TRAINING))
@@ -25,25 +25,25 @@ def test_a_price_is_what_the_training_then_takes(system: System) -> None:
 
 
 def test_as_many_jobs_fit_as_it_says(system: System) -> None:
-    fits = system.what_if("notes", epsilon=3.0, **JOB).pools[0].jobs_that_fit
+    fits = system.budgets.what_if("notes", epsilon=3.0, **JOB).pools[0].jobs_that_fit
     assert fits >= 2
     for number in range(fits):
         system.submit(system.plan(**(TRAINING | {"output": f"model-{number}"})))
-    priced = system.what_if("notes", epsilon=3.0, **JOB)
+    priced = system.budgets.what_if("notes", epsilon=3.0, **JOB)
     assert (priced.admitted, priced.pools[0].jobs_that_fit) == (False, 0)
     with pytest.raises(BudgetExceeded):
         system.submit(system.plan(**(TRAINING | {"output": "one-more"})))
-    smaller = system.what_if("notes", epsilon=priced.pools[0].would_fit["epsilon"], **JOB)
+    smaller = system.budgets.what_if("notes", epsilon=priced.pools[0].would_fit["epsilon"], **JOB)
     assert smaller.admitted
 
 
 def test_noise_or_epsilon_may_be_given(system: System) -> None:
-    by_epsilon = system.what_if("notes", epsilon=3.0, **JOB)
+    by_epsilon = system.budgets.what_if("notes", epsilon=3.0, **JOB)
     noise = by_epsilon.mechanism.noise_multiplier
-    assert system.what_if("notes", noise_multiplier=noise, **JOB) == by_epsilon
+    assert system.budgets.what_if("notes", noise_multiplier=noise, **JOB) == by_epsilon
     for wrong in ({}, {"epsilon": 3.0, "noise_multiplier": noise}):
         with pytest.raises(InvalidPrivacyParameter, match="epsilon"):
-            system.what_if("notes", **JOB, **wrong)
+            system.budgets.what_if("notes", **JOB, **wrong)
 
 
 @pytest.mark.parametrize(
@@ -60,9 +60,9 @@ def test_noise_or_epsilon_may_be_given(system: System) -> None:
 )
 def test_numbers_out_of_range(system: System, wrong: dict[str, float]) -> None:
     with pytest.raises(InvalidPrivacyParameter):
-        system.what_if("notes", **({"epsilon": 3.0} | JOB | wrong))
+        system.budgets.what_if("notes", **({"epsilon": 3.0} | JOB | wrong))
 
 
 def test_an_unknown_dataset(system: System) -> None:
     with pytest.raises(UnknownDataset):
-        system.what_if("nothing", epsilon=3.0, **JOB)
+        system.budgets.what_if("nothing", epsilon=3.0, **JOB)

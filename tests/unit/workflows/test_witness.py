@@ -13,7 +13,6 @@ from tests.homes import close, last_records, log_size
 
 from llmos import system as systems
 from llmos.crypto import merkle
-from llmos.crypto.cosignatures import verify_cosignature
 from llmos.crypto.notes import Checkpoint, NoteKey, sign_note
 from llmos.errors import (
     AccessError,
@@ -25,9 +24,9 @@ from llmos.errors import (
     UnknownPartner,
 )
 from llmos.kernel.identity import Role
-from llmos.kernel.schema import log_partners, witnessed
 from llmos.system import System
-from llmos.workflows.partners import home_of
+from llmos.transparency.cosignatures import verify_cosignature
+from llmos.transparency.tables import log_partners, witnessed
 from llmos.workflows.witness import Witness
 
 PARTNER = NoteKey("llmos.local/partner", bytes(range(32)))
@@ -41,7 +40,7 @@ HISTORIES = [  # the same log twice, told in two ways after its first entries
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     made = systems.create(tmp_path_factory.mktemp("witness") / "home")
-    made.add_partner("partner", PARTNER.vkey)
+    made.log.add_partner("partner", PARTNER.vkey)
     yield made
     close(made)
 
@@ -50,7 +49,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 def witness(home: System) -> Witness:
     forget(home)
     kernel = home.kernel
-    return Witness(kernel.store, kernel.monitor, kernel.auditlog.key, home_of(home.parts))
+    return Witness(kernel.store, kernel.monitor, kernel.auditlog.key, home.kernel.home)
 
 
 def forget(home: System) -> None:
@@ -97,7 +96,7 @@ def test_the_witness_behaves_as_a_list_of_entries_would(
 ) -> None:
     forget(home)
     kernel = home.kernel
-    witness = Witness(kernel.store, kernel.monitor, kernel.auditlog.key, home_of(home.parts))
+    witness = Witness(kernel.store, kernel.monitor, kernel.auditlog.key, home.kernel.home)
     seen: list[bytes] = []
     for leaves, asked, size in requests:
         old = len(seen) if asked is None else asked  # most random sizes would only be stale
@@ -167,10 +166,10 @@ def test_a_partner_that_is_removed_and_added_again_cannot_go_back(
     home: System, witness: Witness
 ) -> None:
     witness.add_checkpoint(home.who, 0, (), note_of(HISTORIES[0][:7]))
-    home.remove_partner("partner")
+    home.log.remove_partner("partner")
     with pytest.raises(UnknownPartner):
         witness.add_checkpoint(home.who, 7, (), note_of(HISTORIES[0][:7]))
-    home.add_partner("partner", PARTNER.vkey)
+    home.log.add_partner("partner", PARTNER.vkey)
     with pytest.raises(StaleCheckpoint):
         witness.add_checkpoint(home.who, 0, (), note_of(HISTORIES[0][:6]))
     with home.kernel.store.read() as conn:

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from llmos.errors import DataError, JobCancelled, JobInterrupted, JobOvertaken
-from llmos.kernel import lease, schema
-from llmos.kernel.jobs import Job, Jobs, JobState
+from llmos.jobs import lease
+from llmos.jobs.jobs import Job, Jobs, JobState
+from llmos.kernel import schema
 from llmos.kernel.store import Store
 from llmos.workflows import worker
 from llmos.workflows.ctrl_c import stopped_by_ctrl_c

@@ -30,7 +30,7 @@ from llmos.errors import (
     StorageError,
     UnknownJob,
 )
-from llmos.kernel import lease, schema
+from llmos.jobs import lease, tables
 from llmos.kernel.store import Store, now
 
 JsonObject = dict[str, Any]
@@ -88,7 +88,7 @@ class Jobs:
         job_id = f"{kind}-{secrets.token_hex(4)}"
         at = now()
         conn.execute(
-            insert(schema.jobs).values(
+            insert(tables.jobs).values(
                 id=job_id,
                 kind=kind,
                 principal=principal,
@@ -112,9 +112,9 @@ class Jobs:
 
     def jobs(self) -> tuple[Job, ...]:
         """Return all jobs, newest first."""
-        order = (schema.jobs.c.created_at.desc(), schema.jobs.c.id)
+        order = (tables.jobs.c.created_at.desc(), tables.jobs.c.id)
         with self._store.read() as conn:
-            return tuple(_job(row) for row in conn.execute(select(schema.jobs).order_by(*order)))
+            return tuple(_job(row) for row in conn.execute(select(tables.jobs).order_by(*order)))
 
     def request_cancel(self, conn: Connection, job_id: str) -> None:
         """Ask a job to stop at its next step boundary.
@@ -191,7 +191,7 @@ class Jobs:
 
     def _begin(self, job_id: str) -> tuple[Job, dict[str, JsonObject]]:
         """Take the next attempt number; return the job with it and the results stored so far."""
-        steps = schema.job_steps
+        steps = tables.job_steps
         with self._store.transaction() as conn:
             job = _unfinished(conn, job_id)
             _change(conn, job, state=JobState.RUNNING, error=None, attempt=job.attempt + 1)
@@ -204,7 +204,7 @@ class Jobs:
         row = {"job": job.id, "name": name, "result": text, "at": now()}
         with self._store.transaction() as conn:
             _change(conn, job)  # refuses an overtaken run
-            conn.execute(insert(schema.job_steps).values(row))
+            conn.execute(insert(tables.job_steps).values(row))
         return text
 
 
@@ -215,7 +215,7 @@ def public_text(error: Exception) -> str:
 
 
 def _read(conn: Connection, job_id: str) -> Job:
-    row = conn.execute(select(schema.jobs).where(schema.jobs.c.id == job_id)).first()
+    row = conn.execute(select(tables.jobs).where(tables.jobs.c.id == job_id)).first()
     if row is None:
         raise UnknownJob(f"no job {job_id!r}", hint="`llmos jobs ls` lists them")
     return _job(row)
@@ -230,8 +230,8 @@ def _unfinished(conn: Connection, job_id: str) -> Job:
 
 def _change(conn: Connection, job: Job, **values: object) -> None:
     """Change a job's row, if no run has begun since `job` was read."""
-    same = (schema.jobs.c.id == job.id) & (schema.jobs.c.attempt == job.attempt)
-    changed = conn.execute(update(schema.jobs).where(same).values(**values, updated_at=now()))
+    same = (tables.jobs.c.id == job.id) & (tables.jobs.c.attempt == job.attempt)
+    changed = conn.execute(update(tables.jobs).where(same).values(**values, updated_at=now()))
     if changed.rowcount == 0:
         raise JobOvertaken(
             f"another run of job {job.id} has begun; this one has changed nothing more",

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from llmos.errors import JobBusy, StorageError
-from llmos.kernel import lease
+from llmos.jobs import lease
 
 HOLDER = """
 import sys
 from pathlib import Path
-from llmos.kernel import lease
+from llmos.jobs import lease
 with lease.hold(Path(sys.argv[1]), "job-1"):
     print("held", flush=True)
     sys.stdin.read()

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from llmos.crypto.merkle import leaf_hash, node_hash
 from llmos.crypto.notes import Checkpoint, NoteKey, sign_note
-from llmos.crypto.proofs import LogProof, verify_proof
 from llmos.errors import VerificationFailed
+from llmos.transparency.proofs import LogProof, verify_proof
 
 KEY = NoteKey("llmos.local/0123", bytes(range(32)))
 ENTRY = b'{"action":"report","v":1}'

@@ -19,7 +19,7 @@ from typing import Final
 from llmos.crypto import merkle
 from llmos.crypto.notes import Checkpoint, Verifier, open_note
 from llmos.errors import HomeMissing, StorageError, VerificationFailed
-from llmos.reports.verification import read_public_keys
+from llmos.transparency.public_keys import read_public_keys
 
 MOST_DIFFERENCES: Final = 1000  # a log that was replaced differs everywhere
 _COPY_ATTEMPTS: Final = 20

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from llmos.crypto.merkle import leaf_hash, verify_inclusion
 from llmos.crypto.notes import Checkpoint, Verifier, decode_base64, encode_base64, open_note
 from llmos.errors import VerificationFailed
+
+if TYPE_CHECKING:
+    from llmos.kernel.auditlog import AuditLog
 
 PROOF_SCHEMA: Final = "llmos.log-proof/v1"
 
@@ -58,6 +61,11 @@ class LogProof:
             return cls(index, size, nodes, note, entry.encode())
         except UnicodeEncodeError as error:
             raise VerificationFailed("the log proof's entry is not text") from error
+
+
+def prove(log: AuditLog, index: int, *, kept: str | None = None) -> LogProof:
+    """Prove that an entry stands in a log; see `AuditLog.prove`."""
+    return LogProof(index, *log.prove(index, kept=kept))
 
 
 def verify_proof(proof: LogProof, verifier: Verifier) -> dict[str, Any]:

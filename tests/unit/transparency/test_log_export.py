@@ -22,9 +22,9 @@ from llmos.kernel.monitor import Outcome
 from llmos.kernel.policy import Action
 from llmos.kernel.schema import KERNEL, log_entries, log_nodes
 from llmos.kernel.store import Store
-from llmos.reports import log_export
-from llmos.reports.log_export import ExportFormat, tile_path, write
-from llmos.reports.ocsf import event
+from llmos.transparency import log_export
+from llmos.transparency.log_export import ExportFormat, tile_path, write
+from llmos.transparency.ocsf import event
 
 SCHEMA: Final = json.loads((Path(__file__).parents[2] / "vectors/ocsf_1_8_0.json").read_text())
 

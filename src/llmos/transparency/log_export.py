@@ -18,7 +18,7 @@ from llmos.crypto import merkle
 from llmos.crypto.notes import Checkpoint
 from llmos.errors import ConfigError, TamperedLog
 from llmos.kernel.auditlog import AuditLog, LogEntry
-from llmos.reports.ocsf import event
+from llmos.transparency.ocsf import event
 
 TILE_WIDTH: Final = 256  # hashes or entries; https://c2sp.org/tlog-tiles
 _MOST_ENTRY_BYTES: Final = 0xFFFF  # what an entry bundle's length prefix can say

@@ -9,9 +9,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmos.crypto.cosignatures import cosign, cosigner_id, verify_cosignature
 from llmos.crypto.notes import Checkpoint, NoteKey, Verifier, open_note, sign_note
 from llmos.errors import VerificationFailed
+from llmos.transparency.cosignatures import cosign, cosigner_id, verify_cosignature
 
 KEY = NoteKey("witness.example.com/w1", bytes(range(32)))
 STRANGER = NoteKey("witness.example.com/w1", bytes(32))

@@ -19,8 +19,8 @@ from llmos.errors import (
     JobError,
     UnknownJob,
 )
+from llmos.jobs.jobs import Job, JobState
 from llmos.kernel import schema
-from llmos.kernel.jobs import Job, JobState
 from llmos.kernel.store import Store
 
 

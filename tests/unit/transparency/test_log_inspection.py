@@ -20,7 +20,7 @@ from llmos.errors import HomeMissing, StorageError
 from llmos.kernel.auditlog import AuditLog
 from llmos.kernel.schema import KERNEL
 from llmos.kernel.store import Store
-from llmos.reports.log_inspection import MOST_DIFFERENCES, inspect
+from llmos.transparency.log_inspection import MOST_DIFFERENCES, inspect
 
 KEY = NoteKey("llmos.local/0123", bytes(range(32)))
 STRANGER = NoteKey("llmos.local/0123", bytes(32))

@@ -21,8 +21,8 @@ from llmos.errors import (
     JobOvertaken,
     StorageFull,
 )
+from llmos.jobs.jobs import Job, JobState, Step
 from llmos.kernel import schema
-from llmos.kernel.jobs import Job, JobState, Step
 from llmos.kernel.store import Store
 
 
