@@ -137,16 +137,14 @@ class Approvals:
         Raises:
             UnknownApproval: there is none that was not used yet.
         """
-        asked = {"act": act, "subject": subject, "proposer": who.id, "used_at": None}
-        exact = {"request": rfc8785.dumps(dict(request)).decode(), "state": "approved", **asked}
-        approved = select(approvals.c.id).where(
-            *(approvals.c[n].is_not_distinct_from(v) for n, v in exact.items())
-        )
-        approval_id = conn.execute(approved).scalars().first()
+        asked = (approvals.c.act == act) & (approvals.c.subject == subject)
+        mine = (approvals.c.proposer == who.id) & (approvals.c.state == ApprovalState.APPROVED)
+        exact = approvals.c.request == rfc8785.dumps(dict(request)).decode()
+        fresh = select(approvals.c.id).where(asked, mine, exact, approvals.c.used_at.is_(None))
+        approval_id = conn.execute(fresh).scalars().first()
         if approval_id is None:
             raise UnknownApproval(f"nobody has approved that {who.name} may {act} {subject}")
-        used = update(approvals).where(approvals.c.id == approval_id)
-        conn.execute(used.values(used_at=now()))
+        conn.execute(update(approvals).where(approvals.c.id == approval_id).values(used_at=now()))
         return str(approval_id)
 
     def approval(self, approval_id: str) -> Approval:

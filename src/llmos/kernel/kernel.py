@@ -58,9 +58,8 @@ class Kernel:
             UnsafeKeyFile: others can reach the file with the key.
             ConfigError: the file with the key cannot be read.
         """
-        if self.config.api_key_file is None:
+        if (file := self.config.api_key_file) is None:
             return self.identity.principal(self.config.principal)
-        file = self.config.api_key_file
         return self.identity.authenticate(root.first_line(file, "API key", keys.read_private))
 
     @property

@@ -37,7 +37,8 @@ class ApprovalVerbs:
 
     def _facts(self, approval: Approval) -> dict[str, Any]:
         with self._kernel.store.read() as conn:  # those who were disabled since, too
-            names = dict(conn.execute(select(principals.c.id, principals.c.name)).tuples().all())
+            rows = conn.execute(select(principals.c.id, principals.c.name))
+            names = {row.id: row.name for row in rows}
         people = {"proposer": names[approval.proposer]}
         if approval.decider is not None:
             people["decider"] = names[approval.decider]

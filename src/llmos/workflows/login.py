@@ -37,6 +37,7 @@ def run(name: str, password: str, code: str, parts: Parts) -> IssuedKey:
         PermissionDenied: policy does not let this person log in.
     """
     kernel, at = parts.kernel, datetime.now(UTC)
+    name = name.encode(errors="replace").decode()  # halves of characters can come out of JSON
     who, credential = _look_up(name, parts)
     subject = _bucket(name) if who is None else who.id
     with kernel.store.transaction() as conn:
@@ -161,5 +162,5 @@ def _record_failure(who: Principal | None, failures: int, parts: Parts) -> None:
 
 
 def _bucket(name: str) -> str:
-    digest = hashlib.sha256(name.encode(errors="replace")).digest()
+    digest = hashlib.sha256(name.encode()).digest()
     return f"unknown-{digest[0] % _BUCKETS}"
