@@ -179,7 +179,7 @@ def _beyond_key(who: Principal, action: Action, context: Mapping[str, str]) -> s
 
 
 def _entities(who: Principal, resource: Resource) -> str:
-    """Describe the caller, the roles and the resource as Cedar's JSON entities."""
+    """Describe the caller with its roles, and the resource, as Cedar's JSON entities."""
     roles = [{"type": "Role", "id": str(role)} for role in who.roles]
     models = [ALL_MODELS] if who.models is None else sorted(who.models)
     return json.dumps(
@@ -194,7 +194,6 @@ def _entities(who: Principal, resource: Resource) -> str:
                 "attrs": {**_CAUTIOUS[resource.type], **resource.attributes, "name": resource.id},
                 "parents": [],
             },
-            *({"uid": role, "attrs": {}, "parents": []} for role in roles),
         ]
     )
 

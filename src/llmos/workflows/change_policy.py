@@ -76,6 +76,27 @@ def adopt(kernel: Kernel) -> None:
         kernel.auditlog.append(conn, entry)
 
 
+def recorded(kernel: Kernel) -> str | None:
+    """Return the digest of the policies that the log knows to be in force; None before any record.
+
+    Whoever can write to kernel.db could name other policies there, but has no key to sign the log.
+    """
+    found = None
+    for entry in kernel.auditlog.entries(-1, kernel.auditlog.verify().size):
+        match entry.fields:
+            case {"action": "init", "details": {"policy_digest": str(digest)}}:
+                found = digest
+            case {"action": Action.MANAGE_POLICY, "details": {"act": "adopt", "digest": digest}}:
+                found = digest
+            case {
+                "action": Action.APPROVE,
+                "outcome": "done",
+                "details": {"act": "policy", "approved": True, "subject": digest},
+            }:
+                found = digest
+    return found
+
+
 def _require_a_way_back(proposed: Policy, parts: Parts) -> None:
     """Refuse policies under which no two people could propose and approve other ones."""
     people = [p for p in parts.kernel.identity.principals() if p.kind is Kind.PERSON]

@@ -31,13 +31,15 @@ def run(
     """Ask the policies, and where they deny ask them again about each thing that could differ."""
     decision = policy.decide(who, action, resource, context)
     texts = tuple(found for found in _texts(policy) if found["name"] in decision.policies)
+
+    def enough(changes: Iterator[_Change]) -> tuple[str, ...]:
+        allowed = (c for c in changes if policy.decide(c.who, action, resource, c.context).allowed)
+        return tuple(change.words for change in allowed)
+
     changes: tuple[str, ...] = ()
     if not decision.allowed:
-        changes = tuple(
-            words
-            for words, changed, asked in _changes(who, action, resource, context)
-            if policy.decide(changed, action, resource, asked).allowed
-        )
+        asked = (who, action, resource, context)
+        changes = enough(_single_changes(*asked)) or enough(_double_changes(*asked))
     return Explanation(decision.allowed, decision.reason, texts, changes)
 
 
@@ -49,26 +51,38 @@ def _texts(policy: Policy) -> Iterator[dict[str, Any]]:
         yield from ({"file": file, **asdict(statement)} for statement in found)
 
 
-def _changes(
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What could be different, in words, and who would then ask what."""
+
+    words: str
+    who: Principal
+    context: dict[str, str]
+
+
+def _single_changes(
     who: Principal, action: Action, resource: Resource, context: dict[str, str]
-) -> Iterator[tuple[str, Principal, dict[str, str]]]:
-    """Yield what could be different, in words, with who would then ask what."""
+) -> Iterator[_Change]:
     if who.key_id is not None:
-        yield "a key that is not narrowed", _unnarrowed(who), context
-    for role in Role:
-        if role not in who.roles:
-            yield f"the role {role}", replace(who, roles=who.roles | {role}), context
+        yield _Change("a key that is not narrowed", _unnarrowed(who), context)
+    for role in sorted(set(Role) - who.roles):
+        yield _Change(f"the role {role}", replace(who, roles=who.roles | {role}), context)
     purposes = resource.attributes.get("purposes", ())
     for purpose in sorted(purposes) if isinstance(purposes, tuple) else ():
-        if purpose != context.get("purpose"):
-            yield f"the purpose {purpose}", who, {**context, "purpose": purpose}
+        yield _Change(f"the purpose {purpose}", who, {**context, "purpose": purpose})
     if action is Action.EXPORT_MODEL:
-        yield "another person's approval", who, {**context, "approval": "wanted"}
-        for role in Role:
-            if role not in who.roles:
-                both = f"the role {role} and another person's approval"
-                changed = replace(who, roles=who.roles | {role})
-                yield both, changed, {**context, "approval": "wanted"}
+        yield _Change("another person's approval", who, {**context, "approval": "wanted"})
+
+
+def _double_changes(
+    who: Principal, action: Action, resource: Resource, context: dict[str, str]
+) -> Iterator[_Change]:
+    """Yield what takes a role and something else."""
+    for role in sorted(set(Role) - who.roles):
+        trusted = replace(who, roles=who.roles | {role})
+        for other in _single_changes(trusted, action, resource, context):
+            if trusted.roles == other.who.roles:
+                yield replace(other, words=f"the role {role} and {other.words}")
 
 
 def _unnarrowed(who: Principal) -> Principal:

@@ -53,6 +53,12 @@ def test_a_second_person_is_named() -> None:
     assert "the role engineer and another person's approval" in outsider.would_allow
 
 
+def test_a_role_and_a_purpose_are_named_together() -> None:
+    found = explain(Role.AUDITOR, Action.TRAIN_PRIVATE, WARD, {"purpose": "marketing"})
+    assert "the role engineer and the purpose care" in found.would_allow
+    assert "the role steward and the purpose care" not in found.would_allow
+
+
 def test_what_nothing_would_allow() -> None:
     found = explain(Role.ADMINISTRATOR, Action.TRAIN_WITHOUT_PRIVACY, WARD, {"purpose": "care"})
     assert (found.allowed, found.would_allow) == (False, ())
