@@ -49,6 +49,18 @@ def prepare(home: Path) -> llmos.System:
     return system
 
 
+def seconds_to_a_new_step(command: list[str]) -> float:
+    """Run a command, kill it at the first step that it shows, and return how long that took."""
+    started = time.monotonic()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if line.startswith("  step "):
+                break
+        child.kill()
+    return time.monotonic() - started
+
+
 def run_until_killed(command: list[str], alive_s: float) -> bool:
     """Run a command and kill it after a while; return whether it was still alive then."""
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
@@ -75,10 +87,11 @@ def experiment(kills: int, home: Path) -> dict[str, Any]:
     )
     job_id = system.submit(plan)
     resume = [*LLMOS, "--home", str(home), "jobs", "resume", job_id]
-    done, trail = 0, []
+    # Half of the kills fall before a process's first step, on a machine of any speed and load.
+    first_step_s, done = seconds_to_a_new_step(resume), 1
+    trail: list[dict[str, Any]] = []
     while done < kills and system.parts.jobs.job(job_id).state != "done":
-        # Between the start of the process (about 6 s) and well into its training.
-        killed = run_until_killed(resume, 8 + 12 * secrets.randbelow(1000) / 1000)
+        killed = run_until_killed(resume, 2 * first_step_s * secrets.randbelow(1000) / 1000)
         done += killed
         pool = system.kernel.budget.pool("leak")
         consistent = system.kernel.budget.recompute("leak") == pool.balance
@@ -97,6 +110,7 @@ def experiment(kills: int, home: Path) -> dict[str, Any]:
     pool = system.kernel.budget.pool("leak")
     return {
         "kills": done,
+        "seconds_to_a_first_step": round(first_step_s, 1),
         "state": str(system.parts.jobs.job(job_id).state),
         "planned_steps": STEPS,
         "charged_steps": reservation.mechanism.steps,

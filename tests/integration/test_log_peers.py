@@ -22,7 +22,7 @@ from llmos.kernel.auditlog import AuditLog
 from llmos.kernel.schema import KERNEL
 from llmos.kernel.store import Store
 from llmos.transparency.cosignatures import cosign, verify_cosignature
-from llmos.transparency.proofs import LogProof, prove
+from llmos.transparency.proofs import LogProof, prove, prove_consistency
 
 KEY = NoteKey("llmos.local/0123", bytes(range(32)))
 WITNESS = NoteKey("llmos.local/b0b0", bytes(range(1, 33)))
@@ -88,7 +88,7 @@ def test_consistency_proofs_are_accepted(
     log: AuditLog, notes: list[str], first: int, second: int
 ) -> None:
     old, new = sorted((first, second))
-    proof = list(log.prove_consistency(old, new))
+    proof = list(prove_consistency(log, old, new))
     roots = (head_of(notes[old - 1]).root, head_of(notes[new - 1]).root)
     assert peer_merkle.verify_consistency(old, new, proof, *roots)
     assert not peer_merkle.verify_consistency(old, new, proof, bytes(32), roots[1])

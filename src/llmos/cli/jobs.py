@@ -18,6 +18,7 @@ from llmos.cli.session import (
     print_table,
     with_session,
 )
+from llmos.errors import JobError
 
 if TYPE_CHECKING:
     from llmos.system import System
@@ -67,7 +68,7 @@ def show(session: Session, job_id: str, as_json: bool) -> None:
 @json_option
 @with_session
 def resume(session: Session, job_id: str, as_json: bool) -> None:
-    """Go on with a job that was killed, interrupted or failed; nothing is charged twice."""
+    """Go on with a job that was killed or interrupted; nothing is charged twice."""
     _run(session, job_id, session.system().jobs.resume, as_json=as_json)
 
 
@@ -91,6 +92,7 @@ def work(session: Session, once: bool, as_json: bool) -> None:
     """Run the jobs that are queued or were interrupted, oldest first, until Ctrl-C.
 
     A job that another process runs is left to it; one that fails is reported, and the next begins.
+    The exit status says whether one of them failed.
     """
     system = session.system()
 
@@ -106,8 +108,14 @@ def work(session: Session, once: bool, as_json: bool) -> None:
         click.echo(f"job {left['id']} is {left['state']}{why}")
 
     done = system.jobs.work(once=once, watch=watch, report=None if as_json else report)
+    failed = [left["id"] for left in done if left["state"] == "failed"]
     if as_json:
         print_json(done)
+        if failed:  # the value on standard output names them
+            click.get_current_context().exit(JobError.exit_status)
+    elif failed:
+        hint = f"llmos jobs show {failed[0]}"
+        raise JobError(f"{len(failed)} of {len(done)} jobs failed", hint=hint)
     elif not done:
         click.echo("no job waits")
 

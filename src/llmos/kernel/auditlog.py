@@ -13,7 +13,8 @@ the key and rewrites history. Both are seen by whoever kept an older checkpoint:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,7 +23,7 @@ from sqlalchemy import Connection, and_, bindparam, delete, func, insert, or_, s
 
 from llmos.crypto import merkle
 from llmos.crypto.notes import Checkpoint, NoteKey, open_note, sign_note
-from llmos.errors import RequestError, TamperedLog, VerificationFailed
+from llmos.errors import TamperedLog, VerificationFailed
 from llmos.kernel.schema import log_checkpoints, log_cosignatures, log_entries, log_nodes
 from llmos.kernel.store import Store
 
@@ -36,10 +37,6 @@ _HINT: Final = (
     "`llmos log inspect` says what differs; stop using this home and restore kernel.db; "
     "the vault and the models are untouched"
 )
-
-
-# log size, audit path, checkpoint note, and the entry's bytes
-Inclusion = tuple[int, tuple[bytes, ...], str, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +116,12 @@ class AuditLog:
             earlier += map(self._kept, conn.execute(select(log_checkpoints.c.note)).scalars())
             for old in earlier:
                 if old.size > head.size:
-                    raise _tampered(f"it has {head.size} entries and had {old.size}")
+                    raise tampered(f"it has {head.size} entries and had {old.size}")
             for start in range(0, head.size, _BATCH_ENTRIES):
                 _verify_batch(conn, start, min(head.size, start + _BATCH_ENTRIES))
             for old in earlier:
                 if merkle.tree_root(old.size, _reader(conn)) != old.root:
-                    raise _tampered(f"its first {old.size} entries are not those it had")
+                    raise tampered(f"its first {old.size} entries are not those it had")
             return head
 
     def checkpoint(self) -> str:
@@ -137,47 +134,19 @@ class AuditLog:
             self._checked(conn)
             return str(_newest_note(conn))
 
-    def prove(self, index: int, *, kept: str | None = None) -> Inclusion:
-        """Return what proves that entry `index` stands in the log; see `transparency.proofs`.
-
-        Args:
-            index: the entry's place.
-            kept: an older checkpoint of this log to lead to instead of the newest.
+    @contextmanager
+    def tree(self, kept: str | None = None) -> Iterator[tuple[Checkpoint, str, merkle.ReadNode]]:
+        """Yield the newest checkpoint, or `kept`, its note and a reader of the stored tree.
 
         Raises:
-            RequestError: there is no such entry.
-            TamperedLog: the stored hashes do not lead from the entry to the signed root.
+            TamperedLog: the newest checkpoint and the stored tree do not agree.
             VerificationFailed: `kept` is not a checkpoint that this log signed.
         """
         with self.store.read() as conn:
             head, note = self._head(conn), _newest_note(conn)
             if kept is not None:
                 head, note = self._opened(kept), kept
-            if not 0 <= index < head.size:
-                raise RequestError(f"the log has no entry {index}; its last is {head.size - 1}")
-            data = conn.execute(
-                select(log_entries.c.data).where(log_entries.c.idx == index)
-            ).scalar_one_or_none()
-            if data is None:
-                raise _tampered(f"entry {index} is missing")
-            hashes = merkle.inclusion_proof(index, head.size, _reader(conn))
-        leaf = merkle.leaf_hash(data)
-        if not merkle.verify_inclusion(index, head.size, leaf, hashes, head.root):
-            raise _tampered(f"entry {index} or a hash above it was changed")
-        return head.size, hashes, str(note), data
-
-    def prove_consistency(self, old_size: int, size: int | None = None) -> tuple[bytes, ...]:
-        """Return the proof that the log's first `old_size` entries begin its first `size`, or all.
-
-        Raises:
-            RequestError: the log never had that size.
-        """
-        with self.store.read() as conn:
-            newest = self._head(conn).size
-            size = newest if size is None else size
-            if not 0 <= old_size <= size <= newest:
-                raise RequestError(f"the log has {newest} entries, it never had {old_size}")
-            return merkle.consistency_proof(old_size, size, _reader(conn))
+            yield head, str(note), _reader(conn)
 
     def entries(self, after: int = -1, limit: int = 100) -> list[LogEntry]:
         """Return up to `limit` entries that follow index `after`, oldest first.
@@ -197,7 +166,7 @@ class AuditLog:
         with self.store.read() as conn:
             for index, data, stored in conn.execute(rows):
                 if merkle.leaf_hash(data) != stored:
-                    raise _tampered(f"entry {index} was changed")
+                    raise tampered(f"entry {index} was changed")
                 found.append(LogEntry(index, json.loads(data)))
         return found
 
@@ -211,14 +180,14 @@ class AuditLog:
         note = _newest_note(conn)
         if note is None:
             if size:
-                raise _tampered("it has no checkpoint")
+                raise tampered("it has no checkpoint")
             return Checkpoint(self.key.name, 0, merkle.EMPTY_ROOT), {}
         head = self._kept(note)
         if head.size != size:
-            raise _tampered(f"it has {size} entries and its checkpoint says {head.size}")
+            raise tampered(f"it has {size} entries and its checkpoint says {head.size}")
         nodes = _frontier(conn, size)
         if merkle.tree_root(size, lambda *at: nodes[at]) != head.root:
-            raise _tampered("its hashes do not lead to the signed root")
+            raise tampered("its hashes do not lead to the signed root")
         return head, nodes
 
     def _checked(self, conn: Connection) -> Checkpoint:
@@ -226,16 +195,16 @@ class AuditLog:
         entries = conn.execute(select(func.count()).select_from(log_entries)).scalar_one()
         nodes = conn.execute(select(func.count()).select_from(log_nodes)).scalar_one()
         if not head.size:
-            raise _tampered("it is empty")
+            raise tampered("it is empty")
         if entries != head.size or nodes != merkle.node_count(head.size):
-            raise _tampered(f"it has {entries} rows and {nodes} hashes for {head.size} entries")
+            raise tampered(f"it has {entries} rows and {nodes} hashes for {head.size} entries")
         return head
 
     def _kept(self, note: str) -> Checkpoint:
         try:
             return self._opened(note)
         except VerificationFailed as error:
-            raise _tampered(f"its checkpoint is not genuine: {error}") from error
+            raise tampered(f"its checkpoint is not genuine: {error}") from error
 
     def _opened(self, note: str) -> Checkpoint:
         checkpoint = Checkpoint.parse(open_note(note, self.key.verifier))
@@ -252,7 +221,7 @@ def _verify_batch(conn: Connection, start: int, end: int) -> None:
         .order_by(log_entries.c.idx)
     ).all()
     if [index for index, _ in rows] != list(range(start, end)):
-        raise _tampered(f"an entry from {start} to {end - 1} is missing")
+        raise tampered(f"an entry from {start} to {end - 1} is missing")
     # what was completed before this batch was compared then
     nodes = _frontier(conn, start)
     computed: _Nodes = {}
@@ -276,7 +245,7 @@ def _verify_batch(conn: Connection, start: int, end: int) -> None:
         )
     )
     if {(level, index): node for level, index, node in stored} != computed:
-        raise _tampered(f"an entry from {start} to {end - 1}, or its hash, was changed")
+        raise tampered(f"an entry from {start} to {end - 1}, or its hash, was changed")
 
 
 def _frontier(conn: Connection, size: int) -> _Nodes:
@@ -289,7 +258,7 @@ def _reader(conn: Connection) -> merkle.ReadNode:
     def read(level: int, index: int) -> bytes:
         node = conn.execute(_NODE, {"at_level": level, "at_idx": index}).scalar_one_or_none()
         if node is None:
-            raise _tampered(f"the hash of level {level}, place {index} is missing")
+            raise tampered(f"the hash of level {level}, place {index} is missing")
         return bytes(node)
 
     return read
@@ -300,5 +269,6 @@ def _newest_note(conn: Connection) -> str | None:
     return conn.execute(newest).scalar_one_or_none()
 
 
-def _tampered(what: str) -> TamperedLog:
+def tampered(what: str) -> TamperedLog:
+    """Say what of the log is not as it was written."""
     return TamperedLog(f"the log was changed: {what}", hint=_HINT)

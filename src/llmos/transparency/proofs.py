@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from llmos.crypto.merkle import leaf_hash, verify_inclusion
+import rfc8785
+
+from llmos.crypto.merkle import leaf_hash
 from llmos.crypto.notes import Checkpoint, Verifier, decode_base64, encode_base64, open_note
-from llmos.errors import VerificationFailed
-
-if TYPE_CHECKING:
-    from llmos.kernel.auditlog import AuditLog
+from llmos.errors import RequestError, VerificationFailed
+from llmos.kernel.auditlog import AuditLog, tampered
+from llmos.transparency.audit_paths import consistency_proof, inclusion_proof, verify_inclusion
 
 PROOF_SCHEMA: Final = "llmos.log-proof/v1"
 
@@ -64,8 +65,42 @@ class LogProof:
 
 
 def prove(log: AuditLog, index: int, *, kept: str | None = None) -> LogProof:
-    """Prove that an entry stands in a log; see `AuditLog.prove`."""
-    return LogProof(index, *log.prove(index, kept=kept))
+    """Return the proof that entry `index` stands in a log.
+
+    Args:
+        log: the log.
+        index: the entry's place.
+        kept: an older checkpoint of this log to lead to instead of the newest.
+
+    Raises:
+        RequestError: there is no such entry.
+        TamperedLog: the stored hashes do not lead from the entry to the signed root.
+        VerificationFailed: `kept` is not a checkpoint that this log signed.
+    """
+    with log.tree(kept) as (head, note, read):
+        if not 0 <= index < head.size:
+            raise RequestError(f"the log has no entry {index}; its last is {head.size - 1}")
+        hashes = inclusion_proof(index, head.size, read)
+    found = log.entries(index - 1, 1)
+    if not found or found[0].index != index:
+        raise tampered(f"entry {index} is missing")
+    entry = rfc8785.dumps(found[0].fields)  # the bytes that were hashed, else the path says so
+    if not verify_inclusion(index, head.size, leaf_hash(entry), hashes, head.root):
+        raise tampered(f"entry {index} or a hash above it was changed")
+    return LogProof(index, head.size, hashes, note, entry)
+
+
+def prove_consistency(log: AuditLog, old_size: int, size: int | None = None) -> tuple[bytes, ...]:
+    """Return the proof that a log's first `old_size` entries begin its first `size`, or all.
+
+    Raises:
+        RequestError: the log never had that size.
+    """
+    with log.tree() as (newest, _, read):
+        size = newest.size if size is None else size
+        if not 0 <= old_size <= size <= newest.size:
+            raise RequestError(f"the log has {newest.size} entries, it never had {old_size}")
+        return consistency_proof(old_size, size, read)
 
 
 def verify_proof(proof: LogProof, verifier: Verifier) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
+from llmos.errors import JobError
 from llmos.jobs.jobs import Job, JobState
 from llmos.kernel.kernel import Kernel
 from llmos.kernel.policy import Action
@@ -26,10 +27,20 @@ class JobVerbs:
     def resume(
         self, job_id: str, *, on_step: OnStep | None = None, interrupt: Event | None = None
     ) -> dict[str, Any]:
-        """Run a submitted job, or go on with one that was cut off; others' jobs need a right."""
+        """Run a submitted job, or go on with one that was cut off; others' jobs need a right.
+
+        Raises:
+            JobError: the job has ended, or it has failed: `retry` wants a reason.
+        """
         from llmos.workflows import train
 
-        if self.parts.jobs.job(job_id).principal != self.parts.who.name:
+        job = self.parts.jobs.job(job_id)
+        if job.state is JobState.FAILED:
+            raise JobError(
+                f"job {job_id} has failed; it is tried again for a reason",
+                hint=f"llmos jobs retry {job_id} --reason TEXT",
+            )
+        if job.principal != self.parts.who.name:
             self._kernel.monitor.authorize(self.parts.who, Action.MANAGE_JOBS, self._kernel.home)
         show = on_step or (lambda _view: None)
         stop = interrupt or Event()

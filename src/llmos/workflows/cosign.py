@@ -23,6 +23,7 @@ from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action
 from llmos.kernel.schema import log_checkpoints, log_cosignatures
 from llmos.transparency.cosignatures import verify_cosignature
+from llmos.transparency.proofs import prove_consistency
 from llmos.workflows.partners import Partner, partners
 from llmos.workflows.parts import Parts
 
@@ -128,7 +129,7 @@ def _post(
     old_size: int,
     parts: Parts,
 ) -> tuple[int, str]:
-    proof = parts.kernel.auditlog.prove_consistency(old_size, head.size)
+    proof = prove_consistency(parts.kernel.auditlog, old_size, head.size)
     content = request_body(old_size, proof, note)
     url = f"{str(partner.url).rstrip('/')}/add-checkpoint"
     try:

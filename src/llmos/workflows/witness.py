@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, delete, insert, select
 
-from llmos.crypto import merkle
+from llmos.crypto.merkle import EMPTY_ROOT
 from llmos.crypto.notes import Checkpoint, NoteKey, Verifier, encode_base64, open_note
 from llmos.errors import (
     AccessError,
@@ -26,6 +26,7 @@ from llmos.kernel.identity import Principal
 from llmos.kernel.monitor import Monitor
 from llmos.kernel.policy import Action, Resource
 from llmos.kernel.store import Store, now
+from llmos.transparency.audit_paths import verify_consistency
 from llmos.transparency.cosignatures import cosign
 from llmos.transparency.tables import log_partners, witnessed
 
@@ -94,8 +95,8 @@ def _require_continuation(
     conn: Connection, head: Checkpoint, old_size: int, proof: Sequence[bytes]
 ) -> None:
     last = select(witnessed.c.size, witnessed.c.root).where(witnessed.c.origin == head.origin)
-    size, root = conn.execute(last).one_or_none() or (0, merkle.EMPTY_ROOT)
+    size, root = conn.execute(last).one_or_none() or (0, EMPTY_ROOT)
     if size != old_size or (size == head.size and root != head.root):
         raise StaleCheckpoint(size)
-    if not merkle.verify_consistency(size, head.size, root, head.root, proof):
+    if not verify_consistency(size, head.size, root, head.root, proof):
         raise CheckpointRefused(f"it does not continue the {size} entries that were witnessed")

@@ -36,10 +36,16 @@ def test_a_failed_job_is_retried_for_a_reason(typed: Type, home: Path) -> None:
     assert queued.status == 11
     assert queued.err.startswith(f"llmos: error: job {job_id} is queued; only a failed job")
     model.rename(model.with_name("away"))
-    (left,) = typed("jobs", "work", "--once", "--json").value
+    worked = typed("jobs", "work", "--once", "--json")
+    (left,) = worked.value
+    assert worked.status == 11, "a job failed"
     assert (left["id"], left["state"], left["result"]) == (job_id, "failed", None)
     model.with_name("away").rename(model)
     assert typed("jobs", "work", "--once").out == "no job waits\n", "nobody asked for it"
+    resumed = typed("jobs", "resume", job_id)
+    assert resumed.status == 11
+    assert f"llmos jobs retry {job_id} --reason TEXT" in resumed.err
+    assert books(home).jobs == ((job_id, "failed"),)
     retried = typed("jobs", "retry", job_id, "--reason", "the model is back")
     assert retried.out.endswith(f"job {job_id} is done: model notes-private\n")
     again = typed("jobs", "retry", job_id, "--reason", "once more", "--json")

@@ -25,7 +25,8 @@ from llmos.kernel import auditlog
 from llmos.kernel.auditlog import AuditLog
 from llmos.kernel.schema import KERNEL, log_checkpoints, log_cosignatures, log_entries, log_nodes
 from llmos.kernel.store import Store
-from llmos.transparency.proofs import LogProof, prove, verify_proof
+from llmos.transparency.audit_paths import verify_consistency
+from llmos.transparency.proofs import LogProof, prove, prove_consistency, verify_proof
 
 KEY = NoteKey("llmos.local/0123", bytes(range(32)))
 STRANGER = NoteKey("llmos.local/0123", bytes(32))
@@ -156,7 +157,7 @@ def test_every_entry_of_every_size_is_proven_offline(log: AuditLog, size: int) -
             verify_proof(read, STRANGER.verifier)
     for index in (-1, size):
         with pytest.raises(RequestError, match=f"no entry {index}"):
-            log.prove(index)
+            prove(log, index)
 
 
 def test_the_log_only_grows(log: AuditLog) -> None:
@@ -168,11 +169,11 @@ def test_the_log_only_grows(log: AuditLog) -> None:
     head = log.check()
     assert head == checkpoints[-1]
     for old in checkpoints:
-        proof = log.prove_consistency(old.size)
-        assert merkle.verify_consistency(old.size, head.size, old.root, head.root, proof)
+        proof = prove_consistency(log, old.size)
+        assert verify_consistency(old.size, head.size, old.root, head.root, proof)
     for size in (-1, 21):
         with pytest.raises(RequestError, match="never had"):
-            log.prove_consistency(size)
+            prove_consistency(log, size)
 
 
 def test_only_the_newest_checkpoint_is_kept(log: AuditLog) -> None:
@@ -192,19 +193,19 @@ def test_an_older_checkpoint_is_proven_against_while_it_continues(log: AuditLog)
         assert (proof.size, proof.checkpoint_note) == (5, kept)
         assert verify_proof(proof, KEY.verifier) == entry(index)
     with pytest.raises(RequestError, match="no entry 5"):
-        log.prove(5, kept=kept)
+        prove(log, 5, kept=kept)
     for note in (sign_note(Checkpoint(KEY.name, 5, bytes(32)).text(), STRANGER), "x"):
         with pytest.raises(VerificationFailed):
-            log.prove(0, kept=note)
+            prove(log, 0, kept=note)
     with pytest.raises(TamperedLog):
-        log.prove(0, kept=sign_note(Checkpoint(KEY.name, 5, bytes(32)).text(), KEY))
+        prove(log, 0, kept=sign_note(Checkpoint(KEY.name, 5, bytes(32)).text(), KEY))
     old, newer = (Checkpoint.parse(open_note(n, KEY.verifier)) for n in (kept, note_of(log)))
     middle = plain_root([rfc8785.dumps(e.fields) for e in log.entries(limit=7)])
-    assert merkle.verify_consistency(5, 7, old.root, middle, log.prove_consistency(5, 7))
-    assert merkle.verify_consistency(5, 9, old.root, newer.root, log.prove_consistency(5))
+    assert verify_consistency(5, 7, old.root, middle, prove_consistency(log, 5, 7))
+    assert verify_consistency(5, 9, old.root, newer.root, prove_consistency(log, 5))
     for sizes in ((6, 5), (5, 10), (-1, 5)):
         with pytest.raises(RequestError, match="never had"):
-            log.prove_consistency(*sizes)
+            prove_consistency(log, *sizes)
 
 
 def test_a_cosigned_checkpoint_is_kept_and_compared(log: AuditLog) -> None:
@@ -315,7 +316,7 @@ def test_damage_seen_at_once(log: AuditLog, name: str) -> None:
     fill(log, 7)
     with log.store.transaction() as conn:
         SEEN_AT_ONCE[name](conn)
-    for look in (log.check, log.verify, lambda: log.prove(0), lambda: log.prove_consistency(1)):
+    for look in (log.check, log.verify, lambda: prove(log, 0), lambda: prove_consistency(log, 1)):
         with pytest.raises(TamperedLog) as caught:
             look()
         assert "restore kernel.db" in caught.value.hint
@@ -353,11 +354,11 @@ def test_a_changed_entry_is_neither_shown_nor_proven(log: AuditLog) -> None:
     with pytest.raises(TamperedLog, match="entry 5 was changed"):
         log.entries(after=3)
     with pytest.raises(TamperedLog, match="entry 3"):
-        log.prove(3)
+        prove(log, 3)
     with pytest.raises(TamperedLog, match="entry 1 is missing"):
-        log.prove(1)
+        prove(log, 1)
     with pytest.raises(TamperedLog, match="level 0, place 5 is missing"):
-        log.prove(4)
+        prove(log, 4)
 
 
 def test_every_flipped_bit_of_every_row_is_seen(log: AuditLog) -> None:
@@ -394,7 +395,7 @@ def test_an_empty_log_is_a_wiped_log(log: AuditLog) -> None:
         with pytest.raises(TamperedLog, match="empty"):
             look()
     with pytest.raises(RequestError):
-        log.prove(0)
+        prove(log, 0)
 
 
 def test_a_kept_checkpoint_reveals_rewritten_history(log: AuditLog, tmp_path: Path) -> None:

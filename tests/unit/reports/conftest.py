@@ -15,7 +15,6 @@ from llmos.attacks.scoring import Scores
 from llmos.crypto import dsse
 from llmos.crypto.merkle import (
     completed_nodes,
-    inclusion_proof,
     leaf_hash,
     tree_root,
 )
@@ -41,6 +40,7 @@ from llmos.reports.certificate import (
     statement,
 )
 from llmos.reports.theorems import THEOREMS
+from llmos.transparency.audit_paths import inclusion_proof
 from llmos.transparency.proofs import LogProof
 
 Document = dict[str, Any]

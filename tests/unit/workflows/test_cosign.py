@@ -14,7 +14,6 @@ from sqlalchemy import select
 from tests.homes import close, last_records
 
 from llmos import system as systems
-from llmos.crypto.merkle import verify_consistency
 from llmos.crypto.notes import Checkpoint, NoteKey, open_note
 from llmos.errors import (
     CheckpointRefused,
@@ -27,6 +26,7 @@ from llmos.errors import (
 from llmos.kernel.schema import log_checkpoints, log_cosignatures
 from llmos.server.witness import parse_body
 from llmos.system import System
+from llmos.transparency.audit_paths import verify_consistency
 from llmos.transparency.cosignatures import cosign
 
 BO = NoteKey("llmos.local/b0b0", bytes(range(32)))

@@ -326,7 +326,7 @@ def test_a_job_planned_for_other_data_is_refused(system: System) -> None:
     checked_books(system)
 
 
-def test_a_failed_job_can_be_resumed_and_is_charged_once(system: System) -> None:
+def test_a_failed_job_is_tried_again_and_charged_once(system: System) -> None:
     job_id = submit(system)
     folder = system.registry.folder(system.registry.model("tiny"))
     folder.rename(folder.with_name("away"))
@@ -338,7 +338,9 @@ def test_a_failed_job_can_be_resumed_and_is_charged_once(system: System) -> None
     assert facts["error"]
     assert checked_books(system).pools == before.pools
     folder.with_name("away").rename(folder)
-    system.jobs.resume(job_id)
+    with pytest.raises(JobError, match="it is tried again for a reason"):
+        system.jobs.resume(job_id)
+    system.jobs.retry(job_id, reason="the model is back")
     assert system.jobs.facts(job_id)["state"] == "done"
     assert system.jobs.facts(job_id)["reservation"] == f"committed, {STEPS} steps done"
     checked_books(system)
@@ -402,7 +404,7 @@ def test_a_checkpoint_that_the_job_cannot_point_to_is_not_left_behind(system: Sy
     assert len(checked_books(system).objects) == 7  # the one before is still there
     with system.kernel.store.transaction() as conn:
         conn.exec_driver_sql("DROP TRIGGER refuse")
-    assert system.jobs.resume(job_id)["steps"] == STEPS
+    assert system.jobs.retry(job_id, reason="it can be written")["steps"] == STEPS
     checked_books(system)
 
 
@@ -411,7 +413,7 @@ def test_a_settled_job_opens_no_data_again(system: System) -> None:
     system.train(**TRAINING)
     job_id = system.parts.jobs.jobs()[0].id
     with system.kernel.store.transaction() as conn:
-        conn.exec_driver_sql("UPDATE jobs SET state = 'failed'")
+        conn.exec_driver_sql("UPDATE jobs SET state = 'running'")
         conn.exec_driver_sql("DELETE FROM models WHERE kind = 'adapter'")
         conn.exec_driver_sql("DROP TRIGGER job_steps_no_delete")
         conn.exec_driver_sql("DELETE FROM job_steps")

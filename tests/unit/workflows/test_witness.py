@@ -12,7 +12,6 @@ from sqlalchemy import delete, select
 from tests.homes import close, last_records, log_size
 
 from llmos import system as systems
-from llmos.crypto import merkle
 from llmos.crypto.notes import Checkpoint, NoteKey, sign_note
 from llmos.errors import (
     AccessError,
@@ -25,6 +24,7 @@ from llmos.errors import (
 )
 from llmos.kernel.identity import Role
 from llmos.system import System
+from llmos.transparency.audit_paths import consistency_proof
 from llmos.transparency.cosignatures import verify_cosignature
 from llmos.transparency.tables import log_partners, witnessed
 from llmos.workflows.witness import Witness
@@ -71,7 +71,7 @@ def note_of(leaves: Sequence[bytes], key: NoteKey = PARTNER) -> str:
 def proof_of(leaves: Sequence[bytes], old_size: int, size: int) -> tuple[bytes, ...]:
     if old_size > size:
         return ()
-    return merkle.consistency_proof(
+    return consistency_proof(
         old_size, size, lambda level, i: hashed(leaves[i << level : (i + 1) << level])
     )
 
