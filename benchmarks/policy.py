@@ -48,7 +48,11 @@ def site_policies() -> Policy:
 
 def questions(*, warm: bool) -> Iterator[Question]:
     """Yield who asks for what; half of it is denied."""
-    attributes = {"kind": "adapter", "classification": "sensitive", "private": True}
+    attributes: dict[str, str | tuple[str, ...] | bool] = {
+        "kind": "adapter",
+        "classification": "sensitive",
+        "private": True,
+    }
     actions = cycle((Action.CHAT, Action.EXPORT_MODEL))
     numbers = (
         cycle(product(range(PEOPLE), range(MODELS)))

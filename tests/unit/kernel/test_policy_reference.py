@@ -216,7 +216,7 @@ def test_policies_that_fail_when_they_are_evaluated_allow_nothing(
     assert not policy.decide(*request_).allowed
 
 
-ANSWERS = st.one_of(
+ANSWERS: st.SearchStrategy[Any] = st.one_of(
     st.none(),
     st.sampled_from([ValueError, KeyError, TypeError, RuntimeError, MemoryError, RecursionError]),
     st.builds(

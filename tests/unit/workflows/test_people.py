@@ -71,12 +71,10 @@ def test_roles_change_and_are_recorded(system: System) -> None:
 
 
 def test_the_last_administrator_stays(system: System) -> None:
-    for act in (
-        lambda: system.people.disable("admin"),
-        lambda: system.people.set_roles("admin", ["auditor"]),
-    ):
-        with pytest.raises(RequestError, match="no administrator"):
-            act()
+    with pytest.raises(RequestError, match="no administrator"):
+        system.people.disable("admin")
+    with pytest.raises(RequestError, match="no administrator"):
+        system.people.set_roles("admin", ["auditor"])
     assert line(system, "admin")["roles"] == ["administrator"]
     system.access.add_user("ada", ["administrator"])
     system.people.set_roles("ada", ["administrator", "auditor"])
