@@ -60,7 +60,8 @@ class ModelEntry:
             {
                 "kind": str(self.kind),
                 "classification": str(self.card.get("classification", unknown)),
-                "private": isinstance(self.card.get("epsilon"), float),
+                # canonical JSON writes 3.0 as 3
+                "private": isinstance(self.card.get("epsilon"), int | float),
                 "purposes": () if purpose is None else (purpose,),
             },
         )
