@@ -38,9 +38,9 @@ unit: $(VENV)/installed-dev      ## the quick tests only
 
 bench: $(VENV)/installed-dev     ## ratios against peers, side by side in one run
 	$(PIP) -e '.[bench]'
-	$(BIN)/python benchmarks/dp_step.py --json benchmarks/results/dp_step.json
-	$(BIN)/python benchmarks/audit_log.py --json benchmarks/results/audit_log.json
-	$(BIN)/python benchmarks/vault.py --json benchmarks/results/vault.json
+	@missed=; for name in dp_step audit_log vault; do \
+	  $(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json || missed="$$missed $$name"; \
+	done; [ -z "$$missed" ] || { echo "llmos: error: goals missed or not measured:$$missed"; exit 1; }
 
 nightly: $(VENV)/installed-dev   ## long experiments: the demo, leak table over three seeds, 20 kills, contention
 	$(BIN)/llmos demo --json

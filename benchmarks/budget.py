@@ -171,7 +171,8 @@ def main() -> None:
         machine = {"cores": os.cpu_count(), "cpu": platform.processor() or platform.machine(),
                    "load_before": load_before, "load_after": os.getloadavg()[0]}  # fmt: skip
         facts = {"machine": machine, "admission": rows, "contention": contended}
-        options.json.write_text(json.dumps(facts, indent=2))
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(facts, indent=2) + "\n")
 
 
 if __name__ == "__main__":

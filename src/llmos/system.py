@@ -221,7 +221,12 @@ class System:
         return measure.run(models, self.who, self.parts)
 
     def report(
-        self, model: str, *, compare: Sequence[str] = (), folder: str | Path | None = None
+        self,
+        model: str,
+        *,
+        compare: Sequence[str] = (),
+        folder: str | Path | None = None,
+        answers: str | Path | None = None,
     ) -> ReportFiles:
         """Write a signed, logged certificate and an HTML page for a measured model."""
         from llmos.workflows import report
@@ -232,6 +237,7 @@ class System:
             self.parts,
             compare=compare,
             folder=None if folder is None else Path(folder),
+            answers=None if answers is None else Path(answers),
         )
 
     def export(self, model: str, folder: str | Path, *, reason: str = "") -> list[Path]:

@@ -19,7 +19,7 @@ from llmos.cli.session import json_option, print_fields, print_json
 )
 @json_option
 def verify(file: Path, keys: Path | None, as_json: bool) -> None:
-    """Verify a certificate offline: signature, log proof and the epsilon it claims."""
+    """Verify a certificate offline: signature, log entries, epsilon and every sentence."""
     from llmos.system import verify as check
 
     verified = check(file, keys=keys)

@@ -163,6 +163,11 @@ class Datasets:
             "holdout_fingerprint": fingerprint(stored_holdout),
         }
         resource = _resource(terms.name, terms.classification, terms.purposes)
+        declared = {
+            "unit": terms.total.unit.column,
+            "classification": str(terms.classification),
+            "purposes": list(terms.purposes),
+        }
         with ExitStack() as undo:  # whatever fails, the commit included, takes the objects with it
 
             def put(kind: str, content: bytes) -> str:
@@ -171,7 +176,7 @@ class Datasets:
                 return object_id
 
             with self._monitor.act(
-                who, Action.IMPORT_DATA, resource, details=counts, context={}
+                who, Action.IMPORT_DATA, resource, details={**counts, **declared}, context={}
             ) as conn:
                 _require_free(conn, terms.name)
                 _require_heir(conn, terms)

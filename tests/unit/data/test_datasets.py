@@ -175,6 +175,8 @@ def test_the_log_holds_hashes_and_counts_and_no_content(
     assert details["fingerprint"] == card.fingerprint
     assert details["canary_commitment"] == card.canary_commitment
     assert details["records"] == card.records
+    assert (details["unit"], details["classification"]) == (card.unit_column, card.classification)
+    assert details["purposes"] == list(card.purposes)
     written = json.dumps(entry)
     assert MARKER not in written
     assert not any(canary.secret in written or canary.unit in written for canary in book.canaries)
