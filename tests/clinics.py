@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tests.homes import opened
-from tests.people import Person
+from tests.homes import Person, opened
 
 from llmos.data.records import Record
 from llmos.kernel.policy import Action

@@ -50,6 +50,30 @@ def opened(home: Path, **settings: Any) -> Iterator[System]:
         close(system)
 
 
+@dataclass(frozen=True)
+class Person:
+    """Someone with an API key in a file of their own."""
+
+    home: Path
+    key_file: Path
+
+    @contextmanager
+    def at_work(self) -> Iterator[System]:
+        with opened(self.home, api_key_file=self.key_file) as system:
+            yield system
+
+
+def hire(home: Path, name: str, role: str, folder: Path, *, kind: str = "person") -> Person:
+    """Add a person, or a service, and give them a key."""
+    with opened(home) as system:
+        system.access.add_user(name, [role], kind=kind)
+        token = system.access.create_key(user=name).token
+    file = folder / f"{name}.key"
+    file.write_text(f"{token}\n")
+    file.chmod(0o600)
+    return Person(home, file)
+
+
 def close(system: System) -> None:
     """Close the databases of a home."""
     system.kernel.store.close()

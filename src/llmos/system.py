@@ -25,7 +25,10 @@ from llmos.verbs.data import DataVerbs
 from llmos.verbs.jobs import JobVerbs
 from llmos.verbs.log import LogVerbs
 from llmos.verbs.parties import PartyVerbs
+from llmos.verbs.people import PeopleVerbs
+from llmos.verbs.policies import PolicyVerbs
 from llmos.verbs.vault import VaultVerbs
+from llmos.workflows import change_policy
 from llmos.workflows.parts import Parts
 
 if TYPE_CHECKING:
@@ -72,6 +75,7 @@ def verify(file: str | Path, *, keys: str | Path | None = None) -> dict[str, Any
 
 
 def _system(kernel: Kernel) -> System:
+    change_policy.adopt(kernel)
     registry = Registry(kernel.store, kernel.vault, kernel.config.home)
     datasets = Datasets(kernel.store, kernel.vault, kernel.monitor)
     return System(Parts(kernel, datasets, registry, Jobs(kernel.store, kernel.config.home)))
@@ -130,13 +134,23 @@ class System:
 
     @property
     def access(self) -> AccessVerbs:
-        """Return the verbs on people, programs, their keys and the policy."""
+        """Return the verbs on people, programs and their keys."""
         return AccessVerbs(self.parts)
 
     @property
     def parties(self) -> PartyVerbs:
         """Return the verbs on parties: this home's CA, its memberships, whom it trusts."""
         return PartyVerbs(self.parts)
+
+    @property
+    def people(self) -> PeopleVerbs:
+        """Return the verbs on who is known here and how they log in."""
+        return PeopleVerbs(self.parts)
+
+    @property
+    def policies(self) -> PolicyVerbs:
+        """Return the verbs on the access policies."""
+        return PolicyVerbs(self.parts)
 
     @property
     def vault(self) -> VaultVerbs:
@@ -241,8 +255,11 @@ class System:
             answers=None if answers is None else Path(answers),
         )
 
-    def export(self, model: str, folder: str | Path) -> list[Path]:
-        """Write a trained adapter in PEFT format, in the clear."""
+    def export(self, model: str, folder: str | Path, *, reason: str = "") -> list[Path]:
+        """Write a trained adapter in PEFT format, in the clear.
+
+        Where that takes a second person it is proposed to them with the reason; see the workflow.
+        """
         from llmos.workflows import export
 
-        return export.run(model, Path(folder), self.who, self.parts)
+        return export.run(model, Path(folder), self.who, self.parts, reason=reason)

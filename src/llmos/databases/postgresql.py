@@ -39,6 +39,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 
 from llmos.crypto import keys
+from llmos.databases import WAIT
 from llmos.errors import ConfigError, IntegrityError, StorageError, StorageFull
 
 DATABASES: Final = ("kernel", "keys")
@@ -111,7 +112,10 @@ class PostgreSQL:
 
         @event.listens_for(engine, "begin")
         def take_turn(connection: Connection) -> None:
-            if "isolation_level" not in connection.get_execution_options():
+            options = connection.get_execution_options()
+            if "isolation_level" not in options:
+                if not options.get(WAIT, True):
+                    connection.exec_driver_sql("SET LOCAL lock_timeout = '1ms'")
                 # without a parameter: the server would keep this statement's snapshot for it
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({self._key()})")
 

@@ -17,7 +17,7 @@ from llmos.crypto import keys
 from llmos.crypto.notes import NoteKey
 from llmos.crypto.root_keys import KeyFile, Passphrase, RootKeyProvider
 from llmos.errors import HomeExists, IntegrityError, StorageError, TamperedObject, WrongPassphrase
-from llmos.kernel import root, schema
+from llmos.kernel import policy_versions, root, schema
 from llmos.kernel.approvals import Approvals
 from llmos.kernel.auditlog import AuditLog
 from llmos.kernel.budget import Budget
@@ -56,11 +56,12 @@ class Kernel:
 
         Raises:
             AuthenticationError: the key is none of this home's, revoked or expired.
+            UnsafeKeyFile: others can reach the file with the key.
             ConfigError: the file with the key cannot be read.
         """
-        if self.config.api_key_file is None:
+        if (file := self.config.api_key_file) is None:
             return self.identity.principal(self.config.principal)
-        return self.identity.authenticate(root.first_line(self.config.api_key_file, "API key"))
+        return self.identity.authenticate(root.first_line(file, "API key", keys.read_private))
 
     @property
     def home(self) -> Resource:
@@ -153,15 +154,19 @@ def _build(config: Config, root_key: bytes) -> None:
         for name in (_CERTIFICATE_KEY, _LOG_KEY, _PEPPER):
             vault.seal_secret(name, secrets.token_bytes(keys.KEY_BYTES))
         vault.keyring.begin()
+        shipped = Policy.load(DEFAULTS)
         with store.transaction() as conn:
             conn.execute(insert(schema.settings).values(name="home_id", value=home_id))
+            policy_versions.keep(conn, shipped)
+            policy_versions.enact(conn, shipped.digest)
         kernel = _assemble(config, (store, keys_store), root_key)
         with store.transaction() as conn:
             admin = kernel.identity.add_principal(
                 conn, config.principal, frozenset({Role.ADMINISTRATOR})
             )
+            details = {"public_keys": kernel.public_keys, "policy_digest": shipped.digest}
             entry = {"v": 1, "at": now(), "actor": admin.name, "action": "init", "outcome": "done"}
-            made = {"resource": f"Home::{home_id}", "details": {"public_keys": kernel.public_keys}}
+            made = {"resource": f"Home::{home_id}", "details": details}
             kernel.auditlog.append(conn, {**entry, **made})
         keys.write_private(home / "home.pub", kernel.public_keys.encode())
 
@@ -180,11 +185,12 @@ def _assemble(config: Config, stores: tuple[Store, Store], root_key: bytes) -> K
         home_id = conn.execute(
             select(schema.settings.c.value).where(schema.settings.c.name == "home_id")
         ).scalar()
+        # A home made before there were versions has its policies in files; `adopt` records them.
+        policy = policy_versions.in_force(conn) or Policy.load(config.home / "policy")
     if home_id is None:
         raise IntegrityError("kernel.db does not name its home", hint="restore it from a backup")
     origin = f"llmos.local/{home_id}"
     auditlog = AuditLog(store, NoteKey(origin, vault.secret(_LOG_KEY)))
-    policy = Policy.load(config.home / "policy")
     budget = Budget(store)
     certificate_key = NoteKey(f"{origin}/certificates", certificate_seed)
     return Kernel(

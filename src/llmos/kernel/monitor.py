@@ -331,7 +331,7 @@ class Monitor:
         recorder = _Recorder(self.log, who, action, resource, decision)
         if not decision.allowed:
             with self.store.transaction() as conn:
-                recorder.write(conn, Outcome.DENIED, {})
+                recorder.write(conn, Outcome.DENIED, {"reason": decision.reason})
             raise PermissionDenied(who.name, action, str(resource), reason=decision.reason)
         return recorder
 

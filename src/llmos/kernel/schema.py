@@ -82,6 +82,7 @@ principals = Table(
     Column("roles", STR, nullable=False),  # JSON list of role names
     Column("created_at", STR, nullable=False),
     Column("disabled_at", STR),
+    Column("kind", STR, nullable=False, server_default="person"),
 )
 
 api_keys = Table(
@@ -95,6 +96,16 @@ api_keys = Table(
     Column("created_at", STR, nullable=False),
     Column("expires_at", STR),
     Column("revoked_at", STR),
+    Column("actions", STR),  # JSON list; none: every action of the owner
+    Column("purpose", STR),  # none: every purpose
+    Column("last_used_at", STR),
+)
+
+policy_versions = Table(
+    "policy_versions",
+    KERNEL,
+    Column("digest", STR, primary_key=True),
+    Column("files", STR, nullable=False),  # JSON: texts by file name
 )
 
 datasets = Table(
@@ -180,6 +191,7 @@ approvals = Table(
     Column("decider", STR, ForeignKey("principals.id")),
     Column("decided_at", STR),
     Column("record", STR),  # DSSE envelope of what was approved, signed by the home
+    Column("used_at", STR),  # of an act that is done later, once
     CheckConstraint("state IN ('open', 'approved', 'refused')", name="known_approval_state"),
     CheckConstraint("proposer != decider", name="four_eyes"),
 )

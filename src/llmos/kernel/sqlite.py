@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Final
 from sqlalchemy import URL, Connection, Engine, MetaData, create_engine, event
 from sqlalchemy.exc import DatabaseError
 
+from llmos.databases import WAIT
 from llmos.errors import StorageError, StorageFull
 from llmos.kernel import schema
 
@@ -62,8 +63,11 @@ class SQLite:
 
         @event.listens_for(engine, "begin")
         def begin(connection: Connection) -> None:
-            kind = connection.get_execution_options().get(_BEGIN, "IMMEDIATE")
+            options = connection.get_execution_options()
+            kind = options.get(_BEGIN, "IMMEDIATE")
             read_only = "ON" if kind == "DEFERRED" else "OFF"
+            wait_ms = round(busy_timeout_s * 1000) if options.get(WAIT, True) else 0
+            connection.exec_driver_sql(f"PRAGMA busy_timeout = {wait_ms}")
             connection.exec_driver_sql(f"PRAGMA query_only = {read_only}")
             connection.exec_driver_sql(f"BEGIN {kind}")
 

@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 from sqlalchemy import Connection, Engine, MetaData, inspect
 from sqlalchemy.exc import DatabaseError
 
+from llmos.databases import WAIT
 from llmos.errors import StorageError
 from llmos.kernel import schema
 from llmos.kernel.sqlite import SQLite
@@ -126,20 +127,22 @@ class Store:
         return found == max(known)
 
     @contextmanager
-    def transaction(self) -> Iterator[Connection]:
+    def transaction(self, *, wait: bool = True) -> Iterator[Connection]:
         """Yield a connection as the only writer: all of the block is durable, or none of it.
 
         Raises:
             StorageFull: there is no room on the device; the transaction left no trace.
             StorageError: the database cannot be written, another process held it beyond the busy
-                timeout, or this thread is inside a transaction of this store already.
+                timeout (or at all, without `wait`), or this thread is inside a transaction of this
+                store already.
         """
         if getattr(self._writing, "active", False):
             # Waiting for oneself would end only at the busy timeout.
             raise StorageError(f"{self.database}: a transaction was begun inside another one")
         self._writing.active = True
         try:
-            with self._translated(), self._engine.begin() as connection:
+            engine = self._engine.execution_options(**{WAIT: wait})
+            with self._translated(), engine.begin() as connection:
                 yield connection
         finally:
             self._writing.active = False

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy import select
+
 from llmos.kernel.kernel import Kernel
+from llmos.kernel.schema import principals
 from llmos.workflows.parts import Parts
 
 if TYPE_CHECKING:
@@ -38,7 +41,9 @@ class ApprovalVerbs:
         return facts
 
     def _facts(self, approval: Approval) -> dict[str, Any]:
-        names = {principal.id: principal.name for principal in self._kernel.identity.principals()}
+        with self._kernel.store.read() as conn:  # those who were disabled since, too
+            rows = conn.execute(select(principals.c.id, principals.c.name))
+            names = {row.id: row.name for row in rows}
         people = {"proposer": names[approval.proposer]}
         if approval.decider is not None:
             people["decider"] = names[approval.decider]

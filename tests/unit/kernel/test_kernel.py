@@ -33,7 +33,7 @@ from llmos.errors import (
 )
 from llmos.kernel.identity import Role
 from llmos.kernel.kernel import Kernel, create, open_kernel
-from llmos.kernel.policy import DEFAULTS
+from llmos.kernel.policy import DEFAULTS, Policy
 
 pytestmark = pytest.mark.databases
 
@@ -137,7 +137,12 @@ def test_a_new_home_has_one_administrator_and_a_log_that_begins_with_its_making(
     (entry,) = kernel.auditlog.entries()
     assert (entry.fields["actor"], entry.fields["action"]) == ("ada", "init")
     assert entry.fields["resource"] == f"Home::{kernel.home_id}"
-    assert entry.fields["details"] == {"public_keys": kernel.public_keys}
+    shipped = Policy.load(DEFAULTS)
+    assert entry.fields["details"] == {
+        "public_keys": kernel.public_keys,
+        "policy_digest": shipped.digest,
+    }
+    assert kernel.policy.digest == shipped.digest
 
 
 def test_home_pub_holds_the_keys_that_sign(config: Config, closing_later: Opener) -> None:
@@ -498,9 +503,48 @@ def test_a_home_does_not_open_with_a_swapped_secret(copied: Config) -> None:
     refuse_to_open(copied, TamperedObject, "a wrapped key was changed")
 
 
-def test_a_home_does_not_open_with_policies_that_do_not_load(copied: Config) -> None:
-    (copied.home / "policy/odd.cedar").write_text("permit (nonsense);")
+@pytest.mark.parametrize("text", ["permit (nonsense);", "permit (principal, action, resource);"])
+def test_files_with_policies_are_drafts(copied: Config, closing_later: Opener, text: str) -> None:
+    (copied.home / "policy/odd.cedar").write_text(text)
+    kernel = closing_later(open_kernel(copied))
+    assert kernel.policy.digest == Policy.load(DEFAULTS).digest
+
+
+def test_a_home_made_before_there_were_versions_has_its_policies_in_files(
+    copied: Config, closing_later: Opener
+) -> None:
+    change(copied, "kernel", "DELETE FROM settings WHERE name = 'policy'")
+    draft = copied.home / "policy/odd.cedar"
+    draft.write_text("permit (nonsense);")
     refuse_to_open(copied, PolicyError, r"odd\.cedar")
+    draft.write_text("forbid (principal, action, resource);")
+    kernel = closing_later(open_kernel(copied))
+    assert kernel.policy.digest == Policy.load(copied.home / "policy").digest
+    assert set(kernel.policy.files) == {"default.cedar", "odd.cedar"}
+
+
+def test_a_home_does_not_open_with_policies_that_were_changed_in_its_database(
+    copied: Config,
+) -> None:
+    other = '{"a.cedar": "permit (principal, action, resource);"}'
+    change(copied, "kernel", "UPDATE policy_versions SET files = :other", other=other)
+    refuse_to_open(copied, IntegrityError, "policies in kernel.db were changed")
+
+
+def test_a_file_with_an_api_key_that_others_can_reach_is_refused(
+    copied: Config, tmp_path: Path, closing_later: Opener
+) -> None:
+    file = tmp_path / "key"
+    file.touch(mode=0o600)
+    kernel = closing_later(open_kernel(copied.model_copy(update={"api_key_file": file})))
+    who = kernel.identity.principal("admin")
+    with kernel.store.transaction() as conn:
+        file.write_text(kernel.identity.create_key(conn, who, "", None, None).token + "\n")
+    assert kernel.principal().key_id is not None
+    for mode in (0o640, 0o604, 0o620):
+        file.chmod(mode)
+        with pytest.raises(UnsafeKeyFile, match="others can reach"):
+            kernel.principal()
 
 
 @pytest.mark.sqlite("its file")

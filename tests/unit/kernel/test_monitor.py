@@ -4,7 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,10 @@ def test_a_denial_is_recorded_and_nothing_else_happens(home: Home) -> None:
         raise AssertionError("admitted")
     assert home.settings() == []
     assert home.outcomes() == ["denied"] * 3
-    assert home.records()[1]["details"] == {"policies": ["purpose-limitation"]}
+    assert home.records()[1]["details"] == {
+        "policies": ["purpose-limitation"],
+        "reason": "forbidden by purpose-limitation",
+    }
     assert home.records()[2]["actor"] == "ada"
 
 
@@ -204,6 +207,19 @@ def test_what_is_left_of_an_approved_act_is_done_and_recorded_without_asking_aga
             fulfil(other)
     assert home.settings() == ["approval-1"]
     assert len(home.records()) == 1
+
+
+def test_an_error_of_the_policies_is_a_denial_and_a_record(home: Home, tmp_path: Path) -> None:
+    broken = "forbid (principal, action, resource) when { 9223372036854775807 + 1 > 0 };"
+    policy = Policy.parse({"a.cedar": "permit (principal, action, resource);\n" + broken})
+    monitor = replace(home.monitor, policy=policy)
+    with pytest.raises(PermissionDenied), monitor.act(ADMIN, Action.MANAGE_KEYS, HOME) as conn:
+        conn.execute(insert(schema.settings).values(name="a", value=""))
+    assert home.settings() == []
+    (record,) = home.records()
+    assert record["outcome"] == "denied"
+    assert "could not be evaluated" in record["details"]["reason"]
+    assert "overflow" in record["details"]["reason"]
 
 
 def test_asking_is_not_recorded_when_it_is_allowed(home: Home) -> None:

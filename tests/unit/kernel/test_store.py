@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta, timezone
@@ -489,3 +490,21 @@ def test_checkpoint_says_what_is_wrong_with_the_file(tmp_path: Path) -> None:
         with pytest.raises(StorageError, match="not a database") as refused:
             store.checkpoint()
     assert "llmos doctor" in refused.value.hint
+
+
+def test_a_writer_that_does_not_wait_gives_up_at_once_and_others_still_wait(tmp_path: Path) -> None:
+    with (
+        closing(Store.open(tmp_path / "kernel.db", schema.KERNEL)) as one,
+        closing(Store.open(tmp_path / "kernel.db", schema.KERNEL, busy_timeout_s=0.2)) as other,
+    ):
+        with one.transaction():
+            began = time.monotonic()
+            with pytest.raises(StorageError, match="busy"), other.transaction(wait=False):
+                pass
+            assert time.monotonic() - began < 0.15
+            began = time.monotonic()
+            with pytest.raises(StorageError, match="busy"), other.transaction():
+                pass  # on the same connection, which waits again
+            assert time.monotonic() - began >= 0.15
+        with other.transaction(wait=False) as conn:
+            conn.execute(insert(schema.settings).values(name="a", value="b"))

@@ -145,6 +145,11 @@ def test_a_name_is_safe_as_a_folder_and_in_a_url(
     ("card", "classification", "private"),
     [
         ({}, "sensitive", False),
+        (
+            {"classification": "synthetic", "epsilon": 3.0, "request": {"purpose": "care"}},
+            "synthetic",
+            True,
+        ),
         ({"classification": "synthetic", "epsilon": 2.5}, "synthetic", True),
         ({"classification": "sensitive", "epsilon": None}, "sensitive", False),
     ],
@@ -161,5 +166,6 @@ def test_policies_see_the_worst_unless_the_card_says_otherwise(
         "kind": "adapter",
         "classification": classification,
         "private": private,
+        "purposes": () if "request" not in card else (card["request"]["purpose"],),
     }
     assert registry.model("tiny").resource.attributes["classification"] == "public"

@@ -11,8 +11,7 @@ import pytest
 import rfc8785
 from sqlalchemy import delete, select, update
 from tests.clinics import PERSON, erased, propose, read, units, write_clinic
-from tests.homes import last_records, log_size, opened
-from tests.people import Person, hire
+from tests.homes import Person, hire, last_records, log_size, opened
 
 import llmos
 from llmos.data.records import Record, encode_record, fingerprint

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.homes import last_records, opened
-from tests.people import Person, hire
+from tests.homes import Person, hire, last_records, opened
 
 from llmos.errors import (
     ApprovalConflict,
@@ -117,5 +116,6 @@ def test_a_key_file_must_hold_a_good_key(home: Path, bob: Person, tmp_path: Path
     for content, error in (("llmos_nonsense", AuthenticationError), ("", ConfigError)):
         file = tmp_path / "wrong.key"
         file.write_text(content)
+        file.chmod(0o600)
         with opened(home, api_key_file=file) as system, pytest.raises(error):
             _ = system.who

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, select, update
 from tests.clinics import PERSON, erased, propose, read, units
-from tests.homes import last_records, log_size, opened
-from tests.people import Person, hire
+from tests.homes import Person, hire, last_records, log_size, opened
 
 import llmos
 from llmos.crypto import keys

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 from tests.clinics import PERSON, erased
-from tests.homes import checked_books, last_records, opened
-from tests.people import Person, hire
+from tests.homes import Person, checked_books, hire, last_records, opened
 
 from llmos.engines.dp import trainer
 from llmos.engines.dp.sampling import TrainingRecord

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "kernel_0006"
-down_revision = "kernel_0004"
+down_revision = "kernel_0005"
 branch_labels = None
 depends_on = None
 
