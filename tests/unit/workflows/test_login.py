@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import update
 from tests.homes import hire, last_records, log_size, opened
 
-from llmos.accounts import credentials, tables
+from llmos.accounts import credentials, passwords, tables, totp
 from llmos.errors import AuthenticationError, PermissionDenied, StorageError
 from llmos.kernel.identity import IssuedKey
 from llmos.kernel.store import timestamp
