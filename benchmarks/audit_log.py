@@ -2,7 +2,8 @@
 
     python benchmarks/audit_log.py --json benchmarks/results/audit_log.json
 
-Appends go through the real store (SQLite, WAL, synchronous=FULL): each batch is one transaction
+Appends go through the real store: SQLite (WAL, synchronous=FULL), or PostgreSQL by --database-url,
+whose disk should then be this one. Each batch is one transaction
 under one signed checkpoint. In every round the rate at which this disk makes a 4 KiB write
 durable is measured directly before the batches, because it changes from minute to minute. The
 proof is made in a log of a million entries and verified offline before its time counts.
@@ -23,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from databases import database
 from llmos.crypto.notes import NoteKey
 from llmos.kernel.auditlog import AuditLog
 from llmos.kernel.schema import KERNEL
@@ -122,17 +124,22 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--entries", type=int, default=1_000_000)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--database-url", help="a PostgreSQL database instead of a file")
     arguments = parser.parse_args()
     load = os.getloadavg()
-    with tempfile.TemporaryDirectory() as name:
+    with (
+        tempfile.TemporaryDirectory() as name,
+        database(Path(name), arguments.database_url) as place,
+    ):
         folder = Path(name)
-        store = Store.open(folder / "kernel.db", KERNEL)
+        store = Store.open(place, KERNEL)
         log = AuditLog(store, NoteKey("llmos.local/bench", secrets.token_bytes(32)))
         result: dict[str, Any] = {
             "machine": {
                 "platform": platform.platform(),
                 "python": platform.python_version(),
                 "cpus": os.cpu_count(),
+                "database": type(store.database).__name__,
                 "load_average": [round(value, 2) for value in load],
             },
             "appends": appends(folder, log, arguments.rounds),

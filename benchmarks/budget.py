@@ -21,6 +21,8 @@ from pathlib import Path
 
 from sqlalchemy import Connection, insert
 
+from databases import database, located
+from llmos.databases.postgresql import PostgreSQL
 from llmos.errors import BudgetExceeded
 from llmos.kernel import accounting, caps, schema
 from llmos.kernel.budget import Budget
@@ -39,9 +41,9 @@ CONTENDED = JOBS[2]  # 11 of these fit at epsilon 3
 HELD_AT_ONCE = 2  # by each process
 
 
-def new_pool(path: Path, epsilon: float) -> Store:
+def new_pool(place: Path | PostgreSQL, epsilon: float) -> Store:
     """Make a database with one dataset and its budget."""
-    store = Store.open(path, schema.KERNEL)
+    store = Store.open(place, schema.KERNEL)
     with store.transaction() as conn:
         conn.execute(
             insert(schema.datasets).values(
@@ -81,9 +83,9 @@ def added(epsilon: float, job: PoissonSampledGaussian) -> int:
     return count
 
 
-def hammer(path: Path, operations: int, name: str) -> None:
+def hammer(place: Path | PostgreSQL, operations: int, name: str) -> None:
     """Reserve and then settle or abort at random, as one of several processes."""
-    store = Store.open(path, schema.KERNEL, busy_timeout_s=600.0)
+    store = Store.open(place, schema.KERNEL, busy_timeout_s=600.0)
     budget, number, refused = Budget(store), 0, 0
     held: list[str] = []
     for _ in range(operations):
@@ -110,15 +112,29 @@ def _end(budget: Budget, conn: Connection, key: str) -> None:
         budget.commit(conn, key, CONTENDED.after(0 if secrets.randbelow(1000) else 1))
 
 
-def overspend(folder: Path, processes: int, operations: int) -> dict[str, object]:
+def pairs_per_s(store: Store, count: int) -> float:
+    """Return how many jobs a second one process reserves and settles, a transaction each."""
+    budget, started = Budget(store), time.perf_counter()
+    for number in range(count):
+        key = f"pair-{number}"
+        assert reserve(store, key, CONTENDED)
+        with store.transaction() as conn:
+            budget.commit(conn, key, CONTENDED.after(0))
+    return round(count / (time.perf_counter() - started), 1)
+
+
+def overspend(
+    folder: Path, place: Path | PostgreSQL, url: str | None, processes: int, operations: int
+) -> dict[str, object]:
     """Let processes fight for one pool and compare all that is left with the events."""
-    path = folder / "contended.db"
-    store = new_pool(path, 3.0)
+    store = new_pool(place, 3.0)
+    pairs = pairs_per_s(store, 200)
+    address = [] if url is None else ["--database-url", url]
     started = time.perf_counter()
     workers = [
         subprocess.Popen(
-            [sys.executable, __file__, "--hammer", str(path), "--name", f"w{number}",
-             "--operations", str(operations // processes)],
+            [sys.executable, __file__, "--hammer", str(folder), "--name", f"w{number}",
+             "--operations", str(operations // processes), *address],
             stdout=subprocess.PIPE, text=True,
         )
         for number in range(processes)
@@ -129,6 +145,8 @@ def overspend(folder: Path, processes: int, operations: int) -> dict[str, object
     pool, reservations = budget.pool("data"), budget.reservations("data")
     spent = sum(r.cost for r in reservations if r.state == "committed")
     return {
+        "database": type(store.database).__name__,
+        "reserve_and_settle_pairs_per_s": pairs,
         "processes": processes,
         "operations": sum(answer["operations"] for answer in answers),
         "refused": sum(answer["refused"] for answer in answers),
@@ -145,11 +163,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--operations", type=int, default=100_000)
+    parser.add_argument(
+        "--database-url", help="contend for a PostgreSQL database instead of a file; nothing else"
+    )
     parser.add_argument("--hammer", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--name", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.hammer is not None:
-        hammer(options.hammer, options.operations, options.name)
+        place = located(options.hammer, options.database_url)
+        hammer(place, options.operations, options.name)
         return
     load_before = os.getloadavg()[0]
     rows = []
@@ -158,20 +180,23 @@ def main() -> None:
         print(
             f"{'epsilon':>8}  {'job (q, sigma, steps)':24}{'admitted':>9}{'adding':>8}{'ratio':>8}"
         )
-        for epsilon in EPSILONS:
+        for epsilon in EPSILONS if options.database_url is None else ():
             for job in JOBS:
                 ours, theirs = admitted(folder, epsilon, job), added(epsilon, job)
                 rows.append({"epsilon": epsilon, "admitted": ours, "adding_epsilons": theirs})
                 text = f"{job.sampling_probability}, {job.noise_multiplier}, {job.steps}"
                 ratio = f"{ours / theirs:8.1f}" if theirs else "       -"
                 print(f"{epsilon:8g}  {text:24}{ours:9}{theirs:8}{ratio}", flush=True)
-        contended = overspend(folder, options.processes, options.operations)
+        url = options.database_url
+        with database(folder, url) as place:
+            contended = overspend(folder, place, url, options.processes, options.operations)
     print(json.dumps(contended))
     if options.json is not None:
         machine = {"cores": os.cpu_count(), "cpu": platform.processor() or platform.machine(),
                    "load_before": load_before, "load_after": os.getloadavg()[0]}  # fmt: skip
         facts = {"machine": machine, "admission": rows, "contention": contended}
-        options.json.write_text(json.dumps(facts, indent=2))
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(facts, indent=2) + "\n")
 
 
 if __name__ == "__main__":

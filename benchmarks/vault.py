@@ -19,6 +19,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -188,8 +189,8 @@ def cpu_name() -> str:
     return found[1] if found else platform.machine()
 
 
-def main() -> None:
-    """Measure, print and keep."""
+def main() -> int:
+    """Measure, print and keep; exit status 1 when a goal is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--gigabytes", type=float, default=2.0)
@@ -199,7 +200,9 @@ def main() -> None:
     size = int(arguments.gigabytes * 1e9)
     if arguments.stream_in is not None:
         print(json.dumps(stream_object(arguments.stream_in, size)))
-        return
+        return 0
+    if shutil.which(OPENSSL[0]) is None:
+        parser.error("this compares with the openssl command, which is not installed")
     load_before = os.getloadavg()[0]
     speed = throughput(arguments.rounds)
     with tempfile.TemporaryDirectory() as folder:
@@ -238,8 +241,10 @@ def main() -> None:
     text = json.dumps(result, indent=2)
     print(text)
     if arguments.json is not None:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(text + "\n")
+    return 0 if all(result["goals"].values()) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

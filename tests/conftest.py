@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+from tests import postgresql
+from tests.clinics import import_clinic
+from tests.databases import copy_home
 from tests.homes import close, opened, write_notes
 
 if TYPE_CHECKING:
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
     from llmos.system import System
     from llmos.workflows.parts import Parts
 
+SQLITE, POSTGRESQL = DATABASES = ("sqlite", "postgresql")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -78,6 +84,52 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.register_profile(
         "machines", max_examples=10 * more, stateful_step_count=20, deadline=None
     )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run tests that are marked `databases` on both, and all on what LLMOS_TEST_DATABASE says."""
+    chosen = os.environ.get("LLMOS_TEST_DATABASE", SQLITE)  # noqa: TID251 - no setting of ours
+    assert chosen in DATABASES, f"LLMOS_TEST_DATABASE is one of {DATABASES}"
+    marks = {mark.name for mark in metafunc.definition.iter_markers()}
+    wanted: tuple[str, ...] = (chosen,)
+    if POSTGRESQL in marks:
+        wanted = (POSTGRESQL,)
+    elif "databases" in marks and SQLITE not in marks and chosen == SQLITE:
+        wanted = DATABASES
+    if wanted != (SQLITE,):
+        metafunc.parametrize("database", wanted, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[postgresql.Server]:
+    """Start a PostgreSQL server; its folder has a short name, as sockets need."""
+    if not postgresql.is_installed():
+        pytest.skip(postgresql.MISSING)
+    with (
+        tempfile.TemporaryDirectory(prefix="llmos-pg-") as folder,
+        postgresql.running(Path(folder)) as server,
+    ):
+        yield server
+
+
+@pytest.fixture(scope="session", autouse=True)
+def database(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Let homes and stores be made on the database that the test is run on."""
+    name = getattr(request, "param", SQLITE)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("LLMOS_DATABASE_URL", raising=False)
+        if name == POSTGRESQL:
+            server = request.getfixturevalue("postgresql_server")
+            environment.setenv("LLMOS_DATABASE_URL", server.url)
+        yield name
+
+
+@pytest.fixture(autouse=True)
+def _sqlite_only(request: pytest.FixtureRequest, database: str) -> None:
+    """Skip what is about SQLite's file, for the reason that the test gives."""
+    marker = request.node.get_closest_marker("sqlite")
+    if marker is not None and database != SQLITE:
+        pytest.skip(f"SQLite only: {marker.args[0]}")
 
 
 @pytest.fixture(scope="session")
@@ -155,7 +207,7 @@ def log_entries(kernel: Kernel) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def served_home(
-    tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory, database: str
 ) -> Iterator[ServedHome]:
     """Make the home through the public door and publish a random adapter in it."""
     import torch
@@ -187,7 +239,9 @@ def served_home(
 
 
 @pytest.fixture(scope="session")
-def prepared_home(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared_home(
+    tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory, database: str
+) -> Path:
     """Make a home with the model `tiny` and the datasets `notes` and `ward`; only to be copied."""
     import llmos
 
@@ -213,8 +267,16 @@ def prepared_home(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture
 def home(prepared_home: Path, tmp_path: Path) -> Path:
     """Return a fresh copy of the prepared home."""
-    shutil.copytree(prepared_home, tmp_path / "home")
-    return tmp_path / "home"
+    return copy_home(prepared_home, tmp_path / "home")
+
+
+@pytest.fixture(scope="session")
+def clinic_home(prepared_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Add the datasets `clinic` and `study` of the same patients; only to be copied."""
+    folder = tmp_path_factory.mktemp("clinic")
+    shutil.copytree(prepared_home, folder / "home")
+    import_clinic(folder / "home", folder)
+    return folder / "home"
 
 
 @pytest.fixture
@@ -225,7 +287,9 @@ def system(home: Path) -> Iterator[System]:
 
 
 @pytest.fixture(scope="session")
-def measured_home(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def measured_home(
+    tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory, database: str
+) -> Path:
     """Make a home with `plain` (learnt by heart) and `private`, both measured; to be copied."""
     import llmos
 
@@ -257,7 +321,7 @@ def refuted_home(measured_home: Path, tmp_path_factory: pytest.TempPathFactory) 
     from llmos.engines.dp import trainer
 
     home = tmp_path_factory.mktemp("refuted") / "home"
-    shutil.copytree(measured_home, home)
+    copy_home(measured_home, home)
     with opened(home) as system, pytest.MonkeyPatch.context() as broken:
         broken.setattr(trainer, "add_gaussian", lambda *_: None)
         system.train(
@@ -276,7 +340,7 @@ def refuted_home(measured_home: Path, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture
 def measured(measured_home: Path, tmp_path: Path) -> Iterator[System]:
     """Open a fresh copy of the measured home."""
-    shutil.copytree(measured_home, tmp_path / "home")
+    copy_home(measured_home, tmp_path / "home")
     with opened(tmp_path / "home") as system:
         yield system
 
@@ -284,6 +348,6 @@ def measured(measured_home: Path, tmp_path: Path) -> Iterator[System]:
 @pytest.fixture
 def refuted(refuted_home: Path, tmp_path: Path) -> Iterator[System]:
     """Open a fresh copy of the home whose model `noiseless` breaks its promise."""
-    shutil.copytree(refuted_home, tmp_path / "home")
+    copy_home(refuted_home, tmp_path / "home")
     with opened(tmp_path / "home") as system:
         yield system

@@ -50,6 +50,30 @@ def opened(home: Path, **settings: Any) -> Iterator[System]:
         close(system)
 
 
+@dataclass(frozen=True)
+class Person:
+    """Someone with an API key in a file of their own."""
+
+    home: Path
+    key_file: Path
+
+    @contextmanager
+    def at_work(self) -> Iterator[System]:
+        with opened(self.home, api_key_file=self.key_file) as system:
+            yield system
+
+
+def hire(home: Path, name: str, role: str, folder: Path, *, kind: str = "person") -> Person:
+    """Add a person, or a service, and give them a key."""
+    with opened(home) as system:
+        system.access.add_user(name, [role], kind=kind)
+        token = system.access.create_key(user=name).token
+    file = folder / f"{name}.key"
+    file.write_text(f"{token}\n")
+    file.chmod(0o600)
+    return Person(home, file)
+
+
 def close(system: System) -> None:
     """Close the databases of a home."""
     system.kernel.store.close()
@@ -93,8 +117,12 @@ def running(home: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def process_environment() -> dict[str, str]:
-    """Return this process's environment without settings of ours, on one CPU thread."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("LLMOS_")}  # noqa: TID251
+    """Return this process's environment with no setting of ours but the database, on one thread."""
+    inherited = {
+        name: value
+        for name, value in os.environ.items()  # noqa: TID251
+        if name == "LLMOS_DATABASE_URL" or not name.startswith("LLMOS_")
+    }
     return inherited | {"LLMOS_DEVICE": "cpu", "LLMOS_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from sqlalchemy import select
+from tests.databases import STRICT
 
+from llmos.databases.postgresql import PostgreSQL
 from llmos.jobs.jobs import Job, Jobs, JobState, Step
 from llmos.jobs.tables import job_steps
 from llmos.kernel.store import Store
 
+# Ends the connections that hold leases: only they keep a lock while they do nothing.
+_END_SESSION: Final = (
+    "SELECT count(pg_terminate_backend(pid)) FROM pg_locks JOIN pg_stat_activity USING (pid) "
+    "WHERE locktype = 'advisory' AND state = 'idle'"
+)
 Results = Mapping[str, dict[str, Any]]
 
 # Runs job argv[2] of home argv[1]. Each step writes a line to `trace`, step two also to standard
@@ -24,13 +32,14 @@ WORKER = """
 import resource, signal, sys, threading
 from pathlib import Path
 from llmos.errors import JobInterrupted
+from llmos.databases.postgresql import PostgreSQL
 from llmos.kernel import schema
+from tests.databases import open_store
 from llmos.jobs.jobs import Jobs, JobState
-from llmos.kernel.store import Store
 from llmos.workflows.ctrl_c import stopped_by_ctrl_c
 
 home, job_id, behaviour = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-store = Store.open(home / "kernel.db", schema.KERNEL)
+store = open_store(home / "kernel.db", schema.KERNEL)
 jobs = Jobs(store, home)
 interrupt = threading.Event()
 
@@ -108,14 +117,25 @@ class Home:
 
     def overtake(self, job: Job, steps: Mapping[str, Step]) -> Job:
         """Run a job that is being run, as if its lease had been lost."""
-        (self.folder / "run" / f"{job.id}.lock").unlink()
+        database = self.store.database
+        if isinstance(database, PostgreSQL):
+            database.run(_END_SESSION)
+            self.wait_until_free(job.id)
+        else:
+            (self.folder / "run" / f"{job.id}.lock").unlink()
         return self.jobs.run(job.id, steps)
+
+    def wait_until_free(self, job_id: str) -> None:
+        """Wait for a server to notice that a lease's connection is gone; a file lock is at once."""
+        deadline = time.monotonic() + 10
+        while self.jobs.is_live(job_id):
+            assert time.monotonic() < deadline
 
     @contextmanager
     def process(self, job_id: str, behaviour: str = "end") -> Iterator[subprocess.Popen[str]]:
         """Start a process that runs a job and yield when it is in step two."""
         with subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", WORKER, str(self.folder), job_id, behaviour],
+            [sys.executable, *STRICT, "-c", WORKER, str(self.folder), job_id, behaviour],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -22,6 +22,8 @@ DEFAULT_HOME: Final = Path("~/.llmos")
 # A secret beside what it opens protects nothing; a module that is named there would be run.
 _NOT_IN_FILE: Final = frozenset({"home", "passphrase", "pkcs11_module"})
 
+_SECRETS: Final = frozenset({"LLMOS_PASSPHRASE", "LLMOS_DATABASE_URL"})
+
 
 class Device(StrEnum):
     """Where models run; `auto` takes a GPU when there is one."""
@@ -54,6 +56,9 @@ class Config(BaseSettings):
     pkcs11_pin_file: Path | None = Field(None, description="file whose first line is its PIN")
     cache: Path = Field(
         Path("~/.cache/llmos"), description="verified downloads of public files, shared by homes"
+    )
+    database_url: SecretStr | None = Field(
+        None, description="PostgreSQL database of the home; none: SQLite files in the home"
     )
     device: Device = Field(Device.AUTO, description="auto, cpu or cuda")
     threads: int = Field(0, ge=0, description="CPU threads for training; 0 means all cores")
@@ -132,6 +137,6 @@ def let_threads_sleep() -> None:
 def child_environment(**extra: str) -> Mapping[str, str]:
     """Return the environment for a child process, without LLMOS secrets in it."""
     inherited = {  # a setting's name is read in any case
-        name: value for name, value in os.environ.items() if name.upper() != "LLMOS_PASSPHRASE"
+        name: value for name, value in os.environ.items() if name.upper() not in _SECRETS
     }
     return {**inherited, **extra}

@@ -4,7 +4,8 @@ LlmosError
   ConfigError
   AccessError:     AuthenticationError, WrongPassphrase, TokenUnavailable, UnsafeKeyFile,
                    PermissionDenied, PolicyError, UnknownPrincipal, PrincipalExists, UnknownKey,
-                   UnknownApproval, ApprovalConflict, UnknownPartner, PartnerExists
+                   UnknownApproval, ApprovalConflict, UnknownPartner, PartnerExists,
+                   UnknownParty, PartyExists, JoinRefused, CertificateRefused
   BudgetError:     InvalidPrivacyParameter, BudgetExceeded, UnaccountableMechanism, LedgerConflict
   DataError:       MalformedRecord, UnknownDataset, DatasetExists
   ModelError:      UnknownModel, ModelExists, UnsupportedModel
@@ -131,6 +132,26 @@ class PartnerExists(AccessError):
     """A partner of this name, or of this log's origin, was added already."""
 
     http_status = 409
+
+
+class UnknownParty(AccessError):
+    """No party, membership or trusted organisation of this name exists, or no party CA."""
+
+    http_status = 404
+
+
+class PartyExists(AccessError):
+    """A party CA, a party that is not revoked, or an organisation of this name exists already."""
+
+    http_status = 409
+
+
+class JoinRefused(AccessError):
+    """A join token is unknown, used, out of date, or another party's."""
+
+
+class CertificateRefused(AccessError):
+    """A party's certificate, the request for one, or a revocation list cannot be accepted."""
 
 
 class BudgetError(LlmosError):

@@ -21,9 +21,14 @@ from llmos.models.registry import ModelEntry, Registry
 from llmos.verbs.access import AccessVerbs
 from llmos.verbs.approvals import ApprovalVerbs
 from llmos.verbs.budgets import BudgetVerbs
+from llmos.verbs.data import DataVerbs
 from llmos.verbs.jobs import JobVerbs
 from llmos.verbs.log import LogVerbs
+from llmos.verbs.parties import PartyVerbs
+from llmos.verbs.people import PeopleVerbs
+from llmos.verbs.policies import PolicyVerbs
 from llmos.verbs.vault import VaultVerbs
+from llmos.workflows import change_policy
 from llmos.workflows.parts import Parts
 
 if TYPE_CHECKING:
@@ -40,8 +45,11 @@ def boot(config: Config, *, ask: Ask | None = None) -> System:
         HomeMissing: there is no home.
         WrongPassphrase, TokenUnavailable: the root key cannot be had.
         TamperedLog: the log does not agree with its checkpoint.
+        StorageError: an approved erasure could not be finished.
     """
-    return _system(kernels.open_kernel(config, ask=ask))
+    system = _system(kernels.open_kernel(config, ask=ask))
+    system.data.finish_erasures()
+    return system
 
 
 def create(home: str | Path, *, passphrase: str | None = None, **settings: Any) -> System:  # noqa: ANN401
@@ -56,7 +64,7 @@ def open_home(home: str | Path | None = None, **settings: Any) -> System:  # noq
 
 
 def verify(file: str | Path, *, keys: str | Path | None = None) -> dict[str, Any]:
-    """Verify a certificate or log proof offline with nothing but the public keys.
+    """Verify a certificate, an erasure receipt or a log proof with nothing but the public keys.
 
     Raises:
         VerificationFailed: the message says which check failed.
@@ -67,6 +75,7 @@ def verify(file: str | Path, *, keys: str | Path | None = None) -> dict[str, Any
 
 
 def _system(kernel: Kernel) -> System:
+    change_policy.adopt(kernel)
     registry = Registry(kernel.store, kernel.vault, kernel.config.home)
     datasets = Datasets(kernel.store, kernel.vault, kernel.monitor)
     return System(Parts(kernel, datasets, registry, Jobs(kernel.store, kernel.config.home)))
@@ -104,6 +113,11 @@ class System:
         return JobVerbs(self.parts)
 
     @property
+    def data(self) -> DataVerbs:
+        """Return the verbs on people in datasets."""
+        return DataVerbs(self.parts)
+
+    @property
     def budgets(self) -> BudgetVerbs:
         """Return the verbs on privacy budgets."""
         return BudgetVerbs(self.parts)
@@ -120,8 +134,23 @@ class System:
 
     @property
     def access(self) -> AccessVerbs:
-        """Return the verbs on people, programs, their keys and the policy."""
+        """Return the verbs on people, programs and their keys."""
         return AccessVerbs(self.parts)
+
+    @property
+    def parties(self) -> PartyVerbs:
+        """Return the verbs on parties: this home's CA, its memberships, whom it trusts."""
+        return PartyVerbs(self.parts)
+
+    @property
+    def people(self) -> PeopleVerbs:
+        """Return the verbs on who is known here and how they log in."""
+        return PeopleVerbs(self.parts)
+
+    @property
+    def policies(self) -> PolicyVerbs:
+        """Return the verbs on the access policies."""
+        return PolicyVerbs(self.parts)
 
     @property
     def vault(self) -> VaultVerbs:
@@ -207,7 +236,12 @@ class System:
         return measure.run(models, self.who, self.parts)
 
     def report(
-        self, model: str, *, compare: Sequence[str] = (), folder: str | Path | None = None
+        self,
+        model: str,
+        *,
+        compare: Sequence[str] = (),
+        folder: str | Path | None = None,
+        answers: str | Path | None = None,
     ) -> ReportFiles:
         """Write a signed, logged certificate and an HTML page for a measured model."""
         from llmos.workflows import report
@@ -218,10 +252,14 @@ class System:
             self.parts,
             compare=compare,
             folder=None if folder is None else Path(folder),
+            answers=None if answers is None else Path(answers),
         )
 
-    def export(self, model: str, folder: str | Path) -> list[Path]:
-        """Write a trained adapter in PEFT format, in the clear."""
+    def export(self, model: str, folder: str | Path, *, reason: str = "") -> list[Path]:
+        """Write a trained adapter in PEFT format, in the clear.
+
+        Where that takes a second person it is proposed to them with the reason; see the workflow.
+        """
         from llmos.workflows import export
 
-        return export.run(model, Path(folder), self.who, self.parts)
+        return export.run(model, Path(folder), self.who, self.parts, reason=reason)

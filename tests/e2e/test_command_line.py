@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.databases import copy_home
 from tests.homes import books, close, run_llmos, write_notes
 
 from llmos.cli import main
@@ -121,7 +121,7 @@ def told(
 @pytest.fixture
 def home(told: Path, tmp_path: Path) -> Path:
     """Return a copy of the told home, to be changed."""
-    return Path(shutil.copytree(told, tmp_path / "home"))
+    return copy_home(told, tmp_path / "home")
 
 
 @pytest.fixture
@@ -259,6 +259,7 @@ def test_a_key_is_shown_once_listed_without_its_secret_and_revoked(typed: Type) 
 def test_policy_decides_by_role(typed: Type) -> None:
     assert typed("user", "add", "ada", "--role", "auditor", "--json").value == {
         "name": "ada",
+        "kind": "person",
         "roles": ["auditor"],
     }
     assert typed("user", "add", "ada", "--role", "auditor").status == 4
@@ -270,10 +271,13 @@ def test_policy_decides_by_role(typed: Type) -> None:
     assert "permit" in typed("policy", "show").out
 
 
-def test_an_invalid_policy_is_named_and_denies_everything(typed: Type, home: Path) -> None:
-    (home / "policy/mine.cedar").write_text("permit (principal, action, resource) when { 1 };")
-    assert typed("policy", "check").status == 4
-    assert typed("data", "ls").status == 4
+def test_an_invalid_draft_is_named_and_never_proposed(typed: Type, home: Path) -> None:
+    draft = home / "policy/mine.cedar"
+    draft.write_text("permit (principal, action, resource) when { 1 };")
+    assert "mine.cedar, line 1" in typed("policy", "check").err
+    assert typed("policy", "apply", "--reason", "a slip").status == 4
+    assert typed("data", "ls").status == 0  # what is in force stays in force
+    draft.unlink()
 
 
 def test_a_log_entry_is_proven_offline(typed: Type, home: Path) -> None:

@@ -53,7 +53,13 @@ def _import_and_train(system: System, model: Path) -> None:
         canaries=100,
     )
     batch = system.datasets.card("notes").units
-    job = {"dataset": "notes", "model": "tiny", "epsilon": 3.0, "batch": batch, "max_tokens": 32}
+    job: dict[str, Any] = {
+        "dataset": "notes",
+        "model": "tiny",
+        "epsilon": 3.0,
+        "batch": batch,
+        "max_tokens": 32,
+    }
     system.train(**job, steps=3, output="adapted")
     system.measure("adapted")
     system.report("adapted", folder=system.kernel.config.home.parent / "report")

@@ -16,11 +16,11 @@ from proofbundle import merkle as peer_merkle
 from sigstore._internal import merkle as sigstore_merkle
 from sigstore._internal.rekor.checkpoint import SignedCheckpoint
 from sigstore.errors import VerificationError
+from tests.databases import open_store
 
 from llmos.crypto.notes import Checkpoint, NoteKey, open_note
 from llmos.kernel.auditlog import AuditLog
 from llmos.kernel.schema import KERNEL
-from llmos.kernel.store import Store
 from llmos.transparency.cosignatures import cosign, verify_cosignature
 from llmos.transparency.proofs import LogProof, prove, prove_consistency
 
@@ -42,7 +42,7 @@ def notes(log: AuditLog) -> list[str]:
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AuditLog]:
-    store = Store.open(tmp_path_factory.mktemp("log") / "kernel.db", KERNEL)
+    store = open_store(tmp_path_factory.mktemp("log") / "kernel.db", KERNEL)
     yield AuditLog(store, KEY)
     store.close()
 

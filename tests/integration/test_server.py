@@ -24,7 +24,7 @@ from tests.conftest import ServedHome
 from llmos.models.runtimes import Runtimes
 from llmos.server.app import build_app
 from llmos.server.binding import bind
-from llmos.server.lifecycle import base_url, make_server
+from llmos.server.listener import base_url, make_server
 
 QUESTION: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
 DEADLINE_S = 30.0
@@ -40,7 +40,7 @@ def serving(home: ServedHome, **limits: int) -> Iterator[str]:
         thread.start()
         try:
             assert ready.wait(DEADLINE_S)
-            yield base_url(listening, "127.0.0.1", None)
+            yield base_url(listening, "127.0.0.1", secure=False)
         finally:
             server.should_exit = True
             thread.join()

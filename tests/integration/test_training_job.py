@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+from tests.disks import fill, mounted
 from tests.homes import (
     TRAINING,
     UNITS,
@@ -182,13 +181,8 @@ def test_a_full_disk_stops_a_training_and_its_last_checkpoint_stays(home: Path) 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """Mount a file system of a few megabytes."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=24m,mode=700", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("mounting a file system needs more rights")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with mounted(tmp_path / "disk") as folder:
+        yield folder
 
 
 def test_a_disk_without_any_room_stops_a_training_which_goes_on_afterwards(
@@ -225,17 +219,6 @@ def make_home(home: Path, model: Path) -> None:
     )
     assert system.datasets.card("notes").units == UNITS
     close(system)
-
-
-def fill(path: Path) -> None:
-    """Write until the disk is full."""
-    with path.open("wb", buffering=0) as file:
-        for size in (1 << 20, 1 << 12, 1):
-            try:
-                while True:
-                    file.write(bytes(size))
-            except OSError:
-                continue
 
 
 def assert_stopped_by_a_full_disk(home: Path, status: int, said: str) -> None:

@@ -192,3 +192,20 @@ def test_threads_sleep_unless_the_user_says_otherwise(
 
 def test_every_setting_says_what_it_is() -> None:
     assert all(field.description for field in Config.model_fields.values())
+
+
+def test_the_database_is_set_by_environment_or_file_and_its_password_is_shown_nowhere(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load().database_url is None
+    write_settings(home, 'database_url = "postgresql://me:hunter2@file/db"\n')
+    monkeypatch.setenv("LLMOS_PASSPHRASE", "hunter2")
+    for config in (load(), load(port=1)):
+        assert config.database_url is not None
+        assert config.database_url.get_secret_value().endswith("@file/db")
+    monkeypatch.setenv("LLMOS_DATABASE_URL", "postgresql://me:hunter2@environment/db")
+    config = load()
+    assert config.database_url is not None
+    assert config.database_url.get_secret_value().endswith("@environment/db")
+    assert "hunter2" not in f"{config!r} {config} {config.model_dump()} {config.model_dump_json()}"
+    assert "hunter2" not in str(child_environment()), "children are given it only on purpose"

@@ -78,3 +78,5 @@ def _decide(session: Session, approval_id: str, *, approve: bool, as_json: bool)
         print_json(decided)
         return
     click.echo(f"{approval_id} is {decided['state']}: {decided['act']} of {decided['subject']}")
+    if decided.get("receipt"):
+        click.echo(f"Signed receipt: {decided['receipt']}")

@@ -11,7 +11,7 @@ from typing import Final
 
 import click
 
-from llmos.config import child_environment
+from llmos.config import child_environment, load
 from llmos.errors import ConfigError, LlmosError
 
 _STOP_TIMEOUT_S: Final = 20
@@ -73,8 +73,11 @@ def running_server(home: Path) -> Iterator[str]:
         LlmosError: the server ended before it was ready; carries what it said.
     """
     command = [sys.executable, "-m", "llmos.cli.main", "--home", str(home), "serve", "--port", "0"]
+    url = load(home=home).database_url
+    given = {} if url is None else {"LLMOS_DATABASE_URL": url.get_secret_value()}
+    environment = child_environment(**given)
     with subprocess.Popen(  # noqa: S603 - our own interpreter and module
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=child_environment()
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as server:
         try:
             line = server.stdout.readline() if server.stdout else ""

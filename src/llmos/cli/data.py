@@ -1,8 +1,9 @@
-"""`llmos data`: import, list and show datasets."""
+"""`llmos data`: import, list and show datasets, and erase people from them."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO, Final
 
 import click
 
@@ -15,10 +16,12 @@ from llmos.cli.session import (
     with_session,
 )
 
+_LONGEST_UNIT_FILE: Final = 1 << 20
+
 
 @click.group()
 def data() -> None:
-    """Import, list and show datasets."""
+    """Import, list and show datasets, and erase people from them."""
 
 
 @data.command("import")
@@ -162,3 +165,75 @@ def show(session: Session, name: str, as_json: bool) -> None:
         print_json(card)
         return
     print_fields(card)
+
+
+@data.command()
+@click.argument("datasets", nargs=-1, metavar="[DATASET]...")
+@click.option("--unit", help="The person; others on this machine can read it while this runs.")
+@click.option(
+    "--unit-file",
+    type=click.File("rb"),
+    help="File that names the person and nothing else; - is the standard input.",
+)
+@click.option("--column", help="Only datasets whose unit column has this name.")
+@click.option("--reason", required=True, help="Kept in the log for ever; may not name the person.")
+@json_option
+@with_session
+def erase(
+    session: Session,
+    datasets: tuple[str, ...],
+    unit: str | None,
+    unit_file: BinaryIO | None,
+    column: str | None,
+    reason: str,
+    as_json: bool,
+) -> None:
+    """Propose to erase a person; another person's approval does it.
+
+    Without DATASET from every dataset that holds this value of the unit column. Their keys are
+    destroyed, so the records can never be read again. Models that were trained on them are not
+    untrained: the signed receipt says what bounds what remains.
+    """
+    if (unit is None) == (unit_file is None):
+        raise click.UsageError("name the person with either --unit-file or --unit")
+    named = unit if unit_file is None else _one_line(unit_file)
+    asked = session.system().data.erase(str(named), reason=reason, datasets=datasets, column=column)
+    if as_json:
+        print_json(asked)
+        return
+    click.echo(f"{asked['id']}: {asked['subject']}; nothing is erased yet.")
+    click.echo(f"Another person decides: llmos approval approve {asked['id']}")
+
+
+def _one_line(file: BinaryIO) -> str:
+    """Return the only line of a file that has text."""
+    from llmos.errors import DataError
+
+    try:
+        lines = [
+            line for line in file.read(_LONGEST_UNIT_FILE).decode().splitlines() if line.strip()
+        ]
+    except UnicodeDecodeError as error:
+        raise DataError("the file that names the person is not UTF-8 text") from error
+    if len(lines) != 1:
+        raise DataError(
+            f"the file names {len(lines)} people; it must name one",
+            hint="one person, one erasure, one receipt",
+        )
+    return lines[0]
+
+
+@data.command()
+@click.argument("approval_id")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder; default: the home's reports.")
+@json_option
+@with_session
+def receipt(session: Session, approval_id: str, out: Path | None, as_json: bool) -> None:
+    """Write the signed receipt of an erasure, and the public keys that verify it."""
+    file, public_keys = session.system().data.receipt(approval_id, out)
+    facts = {"receipt": str(file), "public keys": str(public_keys)}
+    if as_json:
+        print_json(facts)
+        return
+    print_fields(facts)
+    click.echo(f"Verify it anywhere: llmos verify {file}")

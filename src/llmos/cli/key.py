@@ -1,15 +1,21 @@
-"""`llmos key`: make, list and revoke API keys."""
+"""`llmos key`: make, list, rotate and revoke API keys."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from llmos.cli.session import Session, json_option, print_json, print_table, with_session
 
+if TYPE_CHECKING:
+    from llmos.kernel.identity import IssuedKey
+
 
 @click.group()
 def key() -> None:
-    """Make, list and revoke API keys."""
+    """Make, list, rotate and revoke API keys."""
 
 
 @key.command()
@@ -18,6 +24,8 @@ def key() -> None:
 @click.option(
     "--model", "models", multiple=True, help="Models it may use; default: all of the user's."
 )
+@click.option("--action", "actions", multiple=True, help="Actions it may ask for; default: all.")
+@click.option("--purpose", help="The one purpose that it may serve; default: any.")
 @click.option("--days", type=click.IntRange(min=1), help="Days until it expires; default: never.")
 @json_option
 @with_session
@@ -26,11 +34,19 @@ def create(
     user: str | None,
     label: str,
     models: tuple[str, ...],
+    actions: tuple[str, ...],
+    purpose: str | None,
     days: int | None,
     as_json: bool,
 ) -> None:
-    """Make an API key and show it, once."""
-    issued = session.system().access.create_key(user=user, label=label, models=models, days=days)
+    """Make an API key and show it, once. It can never do more than its user."""
+    issued = session.system().access.create_key(
+        user=user, label=label, models=models, actions=actions, purpose=purpose, days=days
+    )
+    _show(issued, as_json=as_json)
+
+
+def _show(issued: IssuedKey, *, as_json: bool) -> None:
     if as_json:
         print_json({"id": issued.id, "token": issued.token})
         return
@@ -49,20 +65,48 @@ def list_(session: Session, as_json: bool) -> None:
         return
     print_table(
         "API keys",
-        ("id", "user", "label", "models", "made", "expires", "revoked"),
+        ("id", "user", "label", "covers", "made", "expires", "revoked", "last used"),
         [
             (
                 r["id"],
                 r["principal"],
                 r["label"],
-                ", ".join(r["models"]),
+                _covers(r),
                 r["created_at"],
                 r["expires_at"],
                 r["revoked_at"],
+                r["last_used_at"],
             )
             for r in rows
         ],
     )
+
+
+def _covers(row: Mapping[str, Any]) -> str:
+    """Say what a key is narrowed to."""
+    named = {"models": row["models"], "actions": row["actions"]}
+    narrowed = [", ".join(names) for names in named.values() if names != ["*"]]
+    narrowed += [f"for {row['purpose']}"] if row["purpose"] is not None else []
+    return "; ".join(narrowed) or "*"
+
+
+@key.command()
+@click.argument("key_id")
+@click.option(
+    "--overlap",
+    type=click.FloatRange(min=0),
+    default=24.0,
+    show_default=True,
+    help="Hours that the old key still works.",
+)
+@json_option
+@with_session
+def rotate(session: Session, key_id: str, overlap: float, as_json: bool) -> None:
+    """Make a key with the same rights and show it, once; the old one ends after the overlap."""
+    from datetime import timedelta
+
+    issued = session.system().access.rotate_key(key_id, overlap=timedelta(hours=overlap))
+    _show(issued, as_json=as_json)
 
 
 @key.command()

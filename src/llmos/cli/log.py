@@ -176,9 +176,14 @@ def inspect(session: Session, as_json: bool) -> None:
 
     Needs no key, and changes nothing: it reads a copy. Exit status 10 if anything differs.
     """
+    from llmos.databases.postgresql import PostgreSQL
+    from llmos.kernel import kernel
     from llmos.transparency import log_inspection
 
-    found = log_inspection.inspect(session.config().home)
+    config = session.config()
+    place = kernel.locate(config, "kernel")
+    server = place if isinstance(place, PostgreSQL) else None
+    found = log_inspection.inspect(config.home, server)
     if as_json:
         print_json(asdict(found))
     else:

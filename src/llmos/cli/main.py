@@ -29,10 +29,12 @@ NOUNS: Final[dict[str, tuple[str, str]]] = {
     "report": ("report", "Write a signed certificate and an HTML report for a model."),
     "verify": ("verify", "Verify a certificate or a log proof offline."),
     "serve": ("serve", "Serve models through an OpenAI-compatible API."),
-    "key": ("key", "Make, list and revoke API keys."),
-    "user": ("user", "Add and list the people and programs of this home."),
+    "key": ("key", "Make, list, rotate and revoke API keys."),
+    "user": ("user", "Add, list and change the people and programs of this home."),
+    "login": ("user", "Log in with a password and get an API key for twelve hours."),
     "vault": ("vault", "Show and rotate the vault's keys; change how the root key is kept."),
-    "policy": ("policy", "Show, check and test the access policies."),
+    "policy": ("policy", "Show, check, test, explain and change the access policies."),
+    "party": ("party", "Let partners join by certificate, join theirs, trust an own CA."),
     "log": ("log", "Show, verify, prove, export, inspect and witness the audit log."),
 }
 

@@ -85,11 +85,16 @@ def show(session: Session, name: str, as_json: bool) -> None:
 @model.command()
 @click.argument("name")
 @click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--reason", default="", help="Proposes an export that takes a second person.")
 @json_option
 @with_session
-def export(session: Session, name: str, folder: Path, as_json: bool) -> None:
-    """Write a trained adapter to FOLDER in PEFT format, in the clear."""
-    written = session.system().export(name, folder)
+def export(session: Session, name: str, folder: Path, reason: str, as_json: bool) -> None:
+    """Write a trained adapter to FOLDER in PEFT format, in the clear.
+
+    What may hold data of people takes a second person: say why with --reason, let them approve,
+    and run it again.
+    """
+    written = session.system().export(name, folder, reason=reason)
     if as_json:
         print_json({"folder": str(folder), "files": [path.name for path in written]})
         return

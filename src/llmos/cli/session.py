@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import update_wrapper
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -76,6 +77,23 @@ def ask_new_passphrase(_what: str = "passphrase") -> str:
             hint="name a file whose first line holds it",
         )
     return str(click.prompt("New passphrase", hide_input=True, confirmation_prompt=True))
+
+
+def ask_new_secret(what: str) -> str:
+    """Ask for a secret that does not exist yet, twice; nothing is echoed."""
+    return str(click.prompt(f"New {what}", hide_input=True, confirmation_prompt=True, err=True))
+
+
+def ask_present(what: str) -> str:
+    """Ask for a secret that exists; nothing is echoed."""
+    return str(click.prompt(what, hide_input=True, err=True))
+
+
+def secret_from(file: str | None, what: str) -> str:
+    """Return the first line of a file that holds a secret, or nothing where none is named."""
+    from llmos.kernel.root import first_line
+
+    return "" if file is None else first_line(Path(file), what)
 
 
 def json_option(function: F) -> F:

@@ -53,7 +53,7 @@ def rotate(session: Session, as_json: bool) -> None:
         print_json(done)
         return
     click.echo(
-        f"tenant key version {done['version']}: {done['rewrapped']} object keys wrapped and "
+        f"tenant key version {done['version']}: {done['rewrapped']} keys wrapped and "
         f"verified, {done['retired']} older versions destroyed"
     )
 

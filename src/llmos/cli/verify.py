@@ -1,7 +1,8 @@
-"""`llmos verify`: check a certificate with nothing but the public keys."""
+"""`llmos verify`: check a certificate or receipt with nothing but the public keys."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -19,7 +20,10 @@ from llmos.cli.session import json_option, print_fields, print_json
 )
 @json_option
 def verify(file: Path, keys: Path | None, as_json: bool) -> None:
-    """Verify a certificate offline: signature, log proof and the epsilon it claims."""
+    """Verify a certificate, an erasure receipt or a log proof offline.
+
+    Signatures and log proofs are checked; a certificate's epsilon and sentences are derived again.
+    """
     from llmos.system import verify as check
 
     verified = check(file, keys=keys)
@@ -27,9 +31,20 @@ def verify(file: Path, keys: Path | None, as_json: bool) -> None:
         print_json(verified)
         return
     click.echo(f"{file}: verified")
-    print_fields(verified)
+    print_fields(_lines(verified))
     if keys is None:
         click.echo(
             "  note: home.pub was found beside the file; compare its fingerprint with one that "
             "the operator gave you by another way"
         )
+
+
+def _lines(fields: Mapping[str, object]) -> dict[str, object]:
+    """Give each item of a list a line of its own."""
+    lines: dict[str, object] = {}
+    for name, value in fields.items():
+        if isinstance(value, list):
+            lines |= {f"{name} {number}": item for number, item in enumerate(value, start=1)}
+        else:
+            lines[name] = value
+    return lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from pathlib import Path
 from typing import Final
 
@@ -12,10 +13,11 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from llmos.errors import TamperedObject
+from llmos.errors import TamperedObject, UnsafeKeyFile
 
 KEY_BYTES: Final = 32
 NONCE_BYTES: Final = 12
+_MOST_BYTES: Final = 4096  # of a file with a key
 
 
 def generate_key() -> bytes:
@@ -77,3 +79,18 @@ def write_private(path: Path, content: bytes) -> None:
     except BaseException:
         path.unlink(missing_ok=True)
         raise
+
+
+def read_private(path: Path) -> bytes:
+    """Return the first bytes of a file with a key that only its owner can reach.
+
+    Raises:
+        UnsafeKeyFile: group or others may read or change the file.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        mode, content = stat.S_IMODE(os.fstat(file.fileno()).st_mode), file.read(_MOST_BYTES)
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        message = f"others can reach the key file {path} (mode {mode:04o})"
+        raise UnsafeKeyFile(message, hint=f"chmod 600 {path}")
+    return content

@@ -7,10 +7,8 @@ from those fields. `crypto.tokens` is the provider for hardware tokens.
 from __future__ import annotations
 
 import base64
-import os
 import re
 import secrets
-import stat
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -19,8 +17,8 @@ from typing import Any, Final, Protocol
 
 from argon2.low_level import ARGON2_VERSION, Type, hash_secret_raw
 
-from llmos.crypto.keys import KEY_BYTES, unwrap, wrap, write_private
-from llmos.errors import HomeExists, TamperedObject, UnsafeKeyFile, WrongPassphrase
+from llmos.crypto.keys import KEY_BYTES, read_private, unwrap, wrap, write_private
+from llmos.errors import HomeExists, TamperedObject, WrongPassphrase
 
 SEALED_AS: Final = b"llmos/root-key/v1"
 _SALT_BYTES: Final = 16
@@ -76,13 +74,9 @@ class KeyFile:
         del fields
         hint = "name the right one with LLMOS_KEY_FILE or the setting key_file"
         try:
-            with self.path.open("rb") as file:
-                mode, text = stat.S_IMODE(os.fstat(file.fileno()).st_mode), file.read(256)
+            text = read_private(self.path)
         except OSError as error:
             raise WrongPassphrase(f"the key file cannot be read: {error}", hint=hint) from error
-        if mode & (stat.S_IRWXG | stat.S_IRWXO):
-            message = f"others can reach the key file {self.path} (mode {mode:04o})"
-            raise UnsafeKeyFile(message, hint=f"chmod 600 {self.path}")
         key = _KEY_FILE.fullmatch(text)
         if key is None:
             raise WrongPassphrase(f"{self.path} is not an LLMOS key file", hint=hint)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import rfc8785
 from sqlalchemy import Connection, RowMapping, Select, insert, select
 
+from llmos.data import erasures, sealing
 from llmos.data.canaries import (
     CanaryBook,
     check,
@@ -20,18 +21,17 @@ from llmos.data.canaries import (
     encode_book,
     plant,
 )
-from llmos.data.holdout import check_fraction, split
-from llmos.data.records import Record, RecordFormat, decode_records, encode_records, fingerprint
-from llmos.errors import DataError, DatasetExists, InvalidPrivacyParameter, UnknownDataset
+from llmos.data.holdout import split
+from llmos.data.records import Record, RecordFormat, decode_records, fingerprint
+from llmos.data.terms import DatasetTerms
+from llmos.errors import DataError, DatasetExists, UnknownDataset
 from llmos.kernel import caps, schema
 from llmos.kernel.identity import Principal
 from llmos.kernel.monitor import Monitor
 from llmos.kernel.policy import Action, Resource
 from llmos.kernel.store import Store, now
 from llmos.kernel.vault import ObjectGrant, Vault
-from llmos.privacy import Classification, PrivacyLoss
-
-_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+from llmos.privacy import Classification
 
 RECORDS_KIND: Final = "records"
 HOLDOUT_KIND: Final = "holdout"
@@ -44,8 +44,9 @@ _SENSITIVITY: Final = (Classification.PUBLIC, Classification.SYNTHETIC, Classifi
 class DatasetCard:
     """What may be known about a dataset without opening it.
 
-    `records` and `units` count what is trained on, the planted canaries among them: to training and
-    accounting they are records and units like any other. How many were planted is not on the card.
+    `records` and `units` count what was imported to train on, the planted canaries among them: to
+    training and accounting they are records and units like any other. How many were planted is not
+    on the card.
     """
 
     name: str
@@ -60,13 +61,21 @@ class DatasetCard:
     characters: int  # of the training records' prompts and completions
     canaries: int  # made, planted or not
     canary_commitment: str  # SHA-256, hex
-    fingerprint: str  # SHA-256 of the stored training records, hex
+    fingerprint: str  # SHA-256 of the stored training records, hex; an erasure leaves it
     holdout_fingerprint: str
     object_id: str  # in the vault: training records
     holdout_object_id: str
     canary_object_id: str
     created_at: str
     parents: tuple[str, ...] = ()  # the datasets that it was made from
+    sealed_units: bool = False  # each unit has a key of its own; before, nobody could be erased
+    erased_units: int = 0  # of `units`; counted when the card is read, like the next
+    erased_holdout_units: int = 0
+
+    @property
+    def units_left(self) -> int:
+        """The number of units that are trained on now."""
+        return self.units - self.erased_units
 
     @property
     def resource(self) -> Resource:
@@ -76,45 +85,6 @@ class DatasetCard:
     def to_dict(self) -> dict[str, Any]:
         """Return the card as JSON values."""
         return asdict(self) | {"purposes": list(self.purposes), "parents": list(self.parents)}
-
-
-@dataclass(frozen=True, slots=True)
-class DatasetTerms:
-    """What the steward decides about a dataset when it is imported."""
-
-    name: str
-    classification: Classification
-    purposes: tuple[str, ...]
-    total: PrivacyLoss  # the lifetime budget, per unit of `total.unit.column`
-    holdout_fraction: float = 0.0  # of the units, in [0, 1)
-    purpose_epsilons: Mapping[str, float] = field(default_factory=dict)  # parts of `total`
-    parents: tuple[str, ...] = ()  # datasets of the same people that it was made from
-
-    def __post_init__(self) -> None:
-        """Refuse names and purposes that policies and files could misread."""
-        for purpose, epsilon in self.purpose_epsilons.items():
-            if purpose not in self.purposes:
-                raise DataError(
-                    f"{purpose!r} is no purpose of {self.name}", hint=f"add --purpose {purpose}"
-                )
-            if not epsilon <= self.total.epsilon:
-                raise InvalidPrivacyParameter(
-                    f"epsilon of {purpose}", epsilon, f"at most {self.total.epsilon:g}, the whole"
-                )
-        for word, what in (
-            (self.name, "a dataset name"),
-            *((p, "a purpose") for p in self.purposes),
-        ):
-            if not _NAME.fullmatch(word):
-                raise DataError(
-                    f"{word!r} cannot be {what}",
-                    hint="use up to 63 lower-case letters, digits and dashes, no dash in front",
-                )
-        if not self.purposes:
-            raise DataError(
-                f"dataset {self.name} has no purpose", hint="say what it may be used for"
-            )
-        check_fraction(self.holdout_fraction)
 
 
 class Datasets:
@@ -150,7 +120,8 @@ class Datasets:
             _require_free(conn, terms.name)
         kept, holdout = split(records, terms.holdout_fraction)
         training = plant(book, kept, holdout, format)
-        stored, stored_holdout = encode_records(training), encode_records(holdout)
+        stored, unit_keys = self._seal(training, terms.name, RECORDS_KIND)
+        stored_holdout, holdout_keys = self._seal(holdout, terms.name, HOLDOUT_KIND)
         counts: dict[str, Any] = {
             "records": len(training),
             "units": _units(training),
@@ -163,15 +134,20 @@ class Datasets:
             "holdout_fingerprint": fingerprint(stored_holdout),
         }
         resource = _resource(terms.name, terms.classification, terms.purposes)
+        declared = {
+            "unit": terms.total.unit.column,
+            "classification": str(terms.classification),
+            "purposes": list(terms.purposes),
+        }
         with ExitStack() as undo:  # whatever fails, the commit included, takes the objects with it
 
-            def put(kind: str, content: bytes) -> str:
-                object_id = self._vault.put(kind, content)
+            def put(kind: str, content: bytes, keys: Mapping[str, bytes] | None = None) -> str:
+                object_id = self._vault.put(kind, content, keys)
                 undo.callback(self._vault.delete, object_id)
                 return object_id
 
             with self._monitor.act(
-                who, Action.IMPORT_DATA, resource, details=counts, context={}
+                who, Action.IMPORT_DATA, resource, details={**counts, **declared}, context={}
             ) as conn:
                 _require_free(conn, terms.name)
                 _require_heir(conn, terms)
@@ -181,11 +157,12 @@ class Datasets:
                     classification=terms.classification,
                     purposes=terms.purposes,
                     unit_column=terms.total.unit.column,
-                    object_id=put(RECORDS_KIND, stored),
-                    holdout_object_id=put(HOLDOUT_KIND, stored_holdout),
+                    object_id=put(RECORDS_KIND, stored, unit_keys),
+                    holdout_object_id=put(HOLDOUT_KIND, stored_holdout, holdout_keys),
                     canary_object_id=put(CANARIES_KIND, encode_book(book)),
                     created_at=now(),
                     parents=terms.parents,
+                    sealed_units=True,
                     **counts,
                 )
                 conn.execute(insert(schema.datasets).values(_to_row(card)))
@@ -204,28 +181,33 @@ class Datasets:
         """
         with self._store.read() as conn:
             row = conn.execute(_dataset(name)).mappings().one_or_none()
+            erased = erasures.counts(conn)
         if row is None:
             raise _unknown(name)
-        return _from_row(row)
+        return _from_row(row, erased)
 
     def cards(self) -> tuple[DatasetCard, ...]:
         """Return the cards of all datasets by name."""
         query = select(schema.datasets).order_by(schema.datasets.c.name)
         with self._store.read() as conn:
-            return tuple(_from_row(row) for row in conn.execute(query).mappings())
+            erased = erasures.counts(conn)
+            return tuple(_from_row(row, erased) for row in conn.execute(query).mappings())
 
     def open_records(self, card: DatasetCard, grant: ObjectGrant) -> Iterator[Record]:
         """Yield the training records, planted canaries among them, in stored order.
 
+        Those of erased units are left out.
+
         Raises:
             PermissionDenied: the grant does not cover them.
-            IntegrityError: they are not what was imported; raised at the latest after the last one.
+            IntegrityError: they are not what was imported, or a key is gone without an erasure;
+                raised at the latest after the last one.
         """
-        return self._open(card.object_id, RECORDS_KIND, card.fingerprint, grant)
+        return self._open(card, RECORDS_KIND, grant)
 
     def open_holdout(self, card: DatasetCard, grant: ObjectGrant) -> Iterator[Record]:
         """Yield the held-out records; raises as `open_records` does."""
-        return self._open(card.holdout_object_id, HOLDOUT_KIND, card.holdout_fingerprint, grant)
+        return self._open(card, HOLDOUT_KIND, grant)
 
     def open_canaries(self, card: DatasetCard, grant: ObjectGrant) -> CanaryBook:
         """Return the canary book, checked against the commitment of the import.
@@ -238,11 +220,32 @@ class Datasets:
         check(book, card.canary_commitment)
         return book
 
-    def _open(
-        self, object_id: str, kind: str, expected_fingerprint: str, grant: ObjectGrant
-    ) -> Iterator[Record]:
+    def erased(self, card: DatasetCard) -> int:
+        """Return how many units the training records have lost by now."""
+        with self._store.read() as conn:
+            return len(erasures.names(conn, card.object_id))
+
+    def _seal(
+        self, records: list[Record], dataset: str, kind: str
+    ) -> tuple[bytes, dict[str, bytes]]:
+        name_of = partial(self._vault.keyring.unit_name, dataset)
+        return sealing.seal_records(records, f"{dataset}|{kind}", name_of)
+
+    def _open(self, card: DatasetCard, kind: str, grant: ObjectGrant) -> Iterator[Record]:
+        object_id, expected = card.object_id, card.fingerprint
+        if kind == HOLDOUT_KIND:
+            object_id, expected = card.holdout_object_id, card.holdout_fingerprint
         with self._vault.open(object_id, kind, grant) as stored:
-            yield from decode_records(stored, expected_fingerprint)
+            if not card.sealed_units:
+                yield from decode_records(stored, expected)
+                return
+            # An erasure is recorded before its key is destroyed: read in this order, no key that
+            # is gone is without its record.
+            keys = self._vault.units(object_id, grant)
+            with self._store.read() as conn:
+                erased = erasures.names(conn, object_id)
+            place = f"{card.name}|{kind}"
+            yield from sealing.open_records(stored, expected, place, keys, erased)
 
 
 def _units(records: list[Record]) -> int:
@@ -262,7 +265,7 @@ def _require_heir(conn: Connection, terms: DatasetTerms) -> None:
         row = conn.execute(_dataset(name)).mappings().one_or_none()
         if row is None:
             raise _unknown(name)
-        parent = _from_row(row)
+        parent = _from_row(row, {})
         unit, wider = terms.total.unit.column, set(terms.purposes) - set(parent.purposes)
         if parent.unit_column != unit:
             raise DataError(f"{name} protects each {parent.unit_column}, not each {unit}")
@@ -296,17 +299,20 @@ _COLUMNS: Final = tuple(schema.datasets.c.keys())
 def _to_row(card: DatasetCard) -> dict[str, str]:
     """Give each field its column; what has none goes into the JSON of the column `card`."""
     fields = card.to_dict()
+    del fields["erased_units"], fields["erased_holdout_units"]
     rest = {name: value for name, value in fields.items() if name not in _COLUMNS}
     row = {name: value for name, value in fields.items() if name in _COLUMNS}
     lists = {name: rfc8785.dumps(fields[name]).decode() for name in ("purposes", "parents")}
     return row | lists | {"card": rfc8785.dumps(rest).decode()}
 
 
-def _from_row(row: RowMapping) -> DatasetCard:
+def _from_row(row: RowMapping, erased: Mapping[str, int]) -> DatasetCard:
     fields: dict[str, Any] = dict(row)
     fields |= json.loads(fields.pop("card"))
     fields["format"] = RecordFormat(fields["format"])
     fields["classification"] = Classification(fields["classification"])
     for name in ("purposes", "parents"):
         fields[name] = tuple(json.loads(fields[name]))
+    fields["erased_units"] = erased.get(fields["object_id"], 0)
+    fields["erased_holdout_units"] = erased.get(fields["holdout_object_id"], 0)
     return DatasetCard(**fields)

@@ -81,6 +81,11 @@ def read_rows(path: Path, columns: Columns) -> Iterator[Record]:
         raise DataError(f"{path.name} holds no records")
 
 
+def normalized_unit(text: str) -> str:
+    """Return the text under which a unit is stored: stripped, and in Unicode form NFC."""
+    return unicodedata.normalize("NFC", text.strip())
+
+
 def _record(source: str, line: int, row: Row, columns: Columns) -> Record:
     """Check one row's values and make the record."""
     for name in columns.chosen:
@@ -100,7 +105,7 @@ def _unit(source: str, line: int, name: str, value: object) -> str:
         kind = "null" if value is None else f"a {type(value).__name__}"
         raise MalformedRecord(source, line, f"unit {name!r} is {kind}, not text or a number")
     if isinstance(value, str):
-        unit = unicodedata.normalize("NFC", _text(source, line, name, value).strip())
+        unit = normalized_unit(_text(source, line, name, value))
         if unit.lower() in MISSING:
             raise MalformedRecord(source, line, f"unit {name!r} is {unit!r}, a missing value")
         return unit

@@ -1,10 +1,13 @@
-"""Records of a dataset and their stored form: one canonical JSON object a line (RFC 8785)."""
+"""Records of a dataset as canonical JSON (RFC 8785), and how older homes stored them.
+
+Until units had keys of their own, the stored form was one such object a line.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import BinaryIO
@@ -30,15 +33,10 @@ class Record:
     completion: str  # in the text format: the whole text
 
 
-def encode_records(records: Iterable[Record]) -> bytes:
-    """Return the stored form; equal records in equal order give equal bytes."""
-    return b"".join(
-        rfc8785.dumps(
-            {"completion": record.completion, "prompt": record.prompt, "unit": record.unit}
-        )
-        + b"\n"
-        for record in records
-    )
+def encode_record(record: Record) -> bytes:
+    """Return a record as canonical JSON; equal records give equal bytes."""
+    fields = {"completion": record.completion, "prompt": record.prompt, "unit": record.unit}
+    return rfc8785.dumps(fields)
 
 
 def fingerprint(stored: bytes) -> str:
@@ -47,7 +45,7 @@ def fingerprint(stored: bytes) -> str:
 
 
 def decode_records(stored: BinaryIO, expected_fingerprint: str) -> Iterator[Record]:
-    """Yield the records of a stored form line by line.
+    """Yield the records of the older stored form line by line.
 
     Raises:
         IntegrityError: a line is not in the stored form, or after the last line the fingerprint
@@ -56,12 +54,17 @@ def decode_records(stored: BinaryIO, expected_fingerprint: str) -> Iterator[Reco
     digest = hashlib.sha256()
     for number, line in enumerate(stored, start=1):
         digest.update(line)
-        yield _decode_line(line, number)
+        yield decode_record(line, number)
     if digest.hexdigest() != expected_fingerprint:
         raise IntegrityError("stored records differ from the fingerprint in the catalogue")
 
 
-def _decode_line(line: bytes, number: int) -> Record:
+def decode_record(line: bytes, number: int) -> Record:
+    """Read what `encode_record` wrote.
+
+    Raises:
+        IntegrityError: it is not that.
+    """
     try:
         fields = json.loads(line)
     except ValueError as error:

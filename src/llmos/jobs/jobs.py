@@ -22,6 +22,7 @@ from typing import Any
 import rfc8785
 from sqlalchemy import Connection, Row, insert, select, update
 
+from llmos.databases.postgresql import PostgreSQL
 from llmos.errors import (
     JobError,
     JobInterrupted,
@@ -79,9 +80,10 @@ class Jobs:
     """The job table of one home and the engine that runs its steps."""
 
     def __init__(self, store: Store, home: Path) -> None:
-        """Keep jobs in `store` and leases in `home/run`."""
+        """Keep jobs in `store`, and leases in its server, or in `home/run` where it has none."""
         self._store = store
-        self._leases = home / "run"
+        database = store.database
+        self._leases = database if isinstance(database, PostgreSQL) else home / "run"
 
     def submit(self, conn: Connection, kind: str, principal: str, request: JsonObject) -> str:
         """Store a job in the caller's transaction and return its id."""

@@ -1,4 +1,9 @@
-"""The lease on a job: one live process holds it, and it is free again when that process dies."""
+"""The lease on a job: one live process holds it, and it is free again when that process dies.
+
+For a home on SQLite it is a lock on a file in the home's folder `run`, for all processes of one
+machine. For a home on PostgreSQL it is a lock of a session in the database, for processes of all
+machines that use it.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +11,11 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from llmos.databases.postgresql import PostgreSQL
 from llmos.errors import JobBusy, StorageError
 
 _TRIES: Final = 10
@@ -17,14 +23,18 @@ _PAUSE_S: Final = 0.02
 
 
 @contextmanager
-def hold(folder: Path, job_id: str) -> Iterator[None]:
-    """Hold a job's lease for the time of the block, by a lock on a file in `folder`.
+def hold(place: Path | PostgreSQL, job_id: str) -> Iterator[None]:
+    """Hold a job's lease for the time of the block, in a folder or in a database.
 
     Raises:
         JobBusy: another block, here or in another process, holds it.
-        StorageError: the lock file cannot be made.
+        StorageError: the lock file cannot be made, or the database cannot be reached.
     """
-    with _locked(folder, job_id, fcntl.LOCK_EX) as locked:
+    if isinstance(place, Path):
+        lock: AbstractContextManager[bool] = _locked(place, job_id, fcntl.LOCK_EX)
+    else:
+        lock = place.locked(job_id)
+    with lock as locked:
         if not locked:
             raise JobBusy(
                 f"job {job_id} is being run by another process",
@@ -33,13 +43,15 @@ def hold(folder: Path, job_id: str) -> Iterator[None]:
         yield
 
 
-def is_held(folder: Path, job_id: str) -> bool:
+def is_held(place: Path | PostgreSQL, job_id: str) -> bool:
     """Tell whether someone holds a job's lease right now.
 
     Raises:
-        StorageError: the lock file cannot be made.
+        StorageError: the lock file cannot be made, or the database cannot be reached.
     """
-    with _locked(folder, job_id, fcntl.LOCK_SH) as locked:
+    if not isinstance(place, Path):
+        return place.is_locked(job_id)
+    with _locked(place, job_id, fcntl.LOCK_SH) as locked:
         return not locked
 
 

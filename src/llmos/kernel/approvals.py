@@ -1,5 +1,8 @@
 """Approvals: acts that take two people, one who asks and another one who decides.
 
+A service account is neither: whoever runs it would be both. Nothing here can know that two
+principals are one person.
+
 The second person has to have shown who they are by an API key of their own; naming them is not
 enough. The decision is made in the transaction of the act itself, and what was approved is kept
 as a record that the home has signed. Whoever runs the machine and holds the root key can make
@@ -21,7 +24,7 @@ from sqlalchemy import Connection, Row, insert, select, update
 from llmos.crypto import dsse
 from llmos.crypto.notes import NoteKey
 from llmos.errors import ApprovalConflict, UnknownApproval
-from llmos.kernel.identity import Principal
+from llmos.kernel.identity import Kind, Principal
 from llmos.kernel.schema import approvals
 from llmos.kernel.store import Store, now
 
@@ -51,6 +54,7 @@ class Approval:
     decider: str | None
     decided_at: str | None
     record: dict[str, Any] | None  # DSSE envelope
+    used_at: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +76,9 @@ class Approvals:
         """Ask for an act.
 
         Raises:
-            ApprovalConflict: no reason is given.
+            ApprovalConflict: no reason is given, or `who` is no person.
         """
+        _require_person(who)
         if not reason.strip():
             raise ApprovalConflict("an approval needs a reason", hint="say why, with --reason")
         approval_id = f"approval-{secrets.token_hex(4)}"
@@ -98,9 +103,10 @@ class Approvals:
 
         Raises:
             UnknownApproval: there is none of this id.
-            ApprovalConflict: it was decided before, `who` asked for it, or `who` has not shown an
-                API key.
+            ApprovalConflict: it was decided before, `who` asked for it, is no person, or has not
+                shown an API key.
         """
+        _require_person(who)
         asked = _get(conn, approval_id)
         if asked.state is not ApprovalState.OPEN:
             raise ApprovalConflict(f"{approval_id} is {asked.state} already")
@@ -123,6 +129,24 @@ class Approvals:
         )
         return _get(conn, approval_id)
 
+    def use(
+        self, conn: Connection, who: Principal, act: str, subject: str, request: Mapping[str, Any]
+    ) -> str:
+        """Use up what was approved for exactly this act and `who` asked for; return its id.
+
+        Raises:
+            UnknownApproval: there is none that was not used yet.
+        """
+        asked = (approvals.c.act == act) & (approvals.c.subject == subject)
+        mine = (approvals.c.proposer == who.id) & (approvals.c.state == ApprovalState.APPROVED)
+        exact = approvals.c.request == rfc8785.dumps(dict(request)).decode()
+        fresh = select(approvals.c.id).where(asked, mine, exact, approvals.c.used_at.is_(None))
+        approval_id = conn.execute(fresh).scalars().first()
+        if approval_id is None:
+            raise UnknownApproval(f"nobody has approved that {who.name} may {act} {subject}")
+        conn.execute(update(approvals).where(approvals.c.id == approval_id).values(used_at=now()))
+        return str(approval_id)
+
     def approval(self, approval_id: str) -> Approval:
         """Return an approval.
 
@@ -137,6 +161,11 @@ class Approvals:
         order = (approvals.c.proposed_at, approvals.c.id)
         with self.store.read() as conn:
             return tuple(_approval(row) for row in conn.execute(select(approvals).order_by(*order)))
+
+
+def _require_person(who: Principal) -> None:
+    if who.kind is not Kind.PERSON:
+        raise ApprovalConflict(f"{who.name} is a service account; this takes two people")
 
 
 def _get(conn: Connection, approval_id: str) -> Approval:

@@ -12,7 +12,7 @@ that must equal them.
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import BigInteger, Connection, cast, func, insert, select, update
 
 from llmos.errors import LedgerConflict, UnaccountableMechanism
 from llmos.kernel import caps, pricing
@@ -199,9 +199,10 @@ class Budget:
     def recompute(self, pool: str) -> Balance:
         """Return a pool's amounts from its events alone; its balance must equal them."""
         changes = ("cap_change", "spent_change", "held_change")
-        totals = select(*(func.coalesce(func.sum(budget_events.c[name]), 0) for name in changes))
+        sums = (func.coalesce(func.sum(budget_events.c[name]), 0) for name in changes)
+        totals = select(*(cast(total, BigInteger) for total in sums))  # PostgreSQL's is a decimal
         with self._store.read() as conn:
-            cap, spent, held = conn.execute(totals.where(budget_events.c.pool == pool)).one()
+            cap, spent, held = tuple(conn.execute(totals.where(budget_events.c.pool == pool)).one())
         return Balance(int(cap), int(spent), int(held))
 
     def cost(self, pool: str, mechanism: Mechanism) -> int:

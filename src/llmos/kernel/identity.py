@@ -7,8 +7,9 @@ import json
 import re
 import secrets
 import string
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from llmos.errors import (
     AuthenticationError,
     PrincipalExists,
     RequestError,
+    StorageError,
     UnknownKey,
     UnknownPrincipal,
 )
@@ -31,6 +33,7 @@ _SECRET_DIGITS: Final = 43  # 62**43 > 2**256
 _TOKEN: Final = re.compile(r"llmos_([0-9A-Za-z]{8})_[0-9A-Za-z]{43}")
 _PEPPER_BYTES: Final = 32
 _NOBODY: Final = bytes(32)  # compared with when the id is unknown; no HMAC is ever all zeros
+_USE_PRECISION: Final = timedelta(minutes=1)  # uses within it are not written again
 
 
 class Role(StrEnum):
@@ -41,17 +44,28 @@ class Role(StrEnum):
     ENGINEER = "engineer"
     DEVELOPER = "developer"
     AUDITOR = "auditor"
+    SITE = "site"  # a partner organisation
+
+
+class Kind(StrEnum):
+    """Who is behind a principal; only people count where two people are needed."""
+
+    PERSON = "person"
+    SERVICE = "service"
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Someone who acts; `models` is narrowed only by the API key that was used."""
+    """Someone who acts. Only the API key that was used narrows models, actions and purpose."""
 
     id: str
     name: str
     roles: frozenset[Role]
     models: frozenset[str] | None = None  # None means every model
     key_id: str | None = None  # the API key that was used, if one was
+    actions: frozenset[str] | None = None  # None means every action
+    purpose: str | None = None  # None means every purpose
+    kind: Kind = Kind.PERSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +84,12 @@ class ApiKey:
     principal: str  # name
     label: str
     models: frozenset[str] | None
+    actions: frozenset[str] | None
+    purpose: str | None
     created_at: str
     expires_at: str | None
     revoked_at: str | None
+    last_used_at: str | None
 
 
 class Identity:
@@ -93,8 +110,10 @@ class Identity:
         self._store = store
         self._pepper = pepper
 
-    def add_principal(self, conn: Connection, name: str, roles: frozenset[Role]) -> Principal:
-        """Add someone who may act.
+    def add_principal(
+        self, conn: Connection, name: str, roles: frozenset[Role], kind: Kind = Kind.PERSON
+    ) -> Principal:
+        """Add a person, or a program, who may act.
 
         Raises:
             PrincipalExists: the name is taken, also by someone who was disabled.
@@ -103,12 +122,9 @@ class Identity:
             raise PrincipalExists(
                 f"there is a principal {name!r} already", hint="choose another name"
             )
-        principal = Principal(secrets.token_hex(8), name, roles)
-        conn.execute(
-            insert(principals).values(
-                id=principal.id, name=name, roles=json.dumps(sorted(roles)), created_at=now()
-            )
-        )
+        principal = Principal(secrets.token_hex(8), name, roles, kind=kind)
+        row = {"id": principal.id, "name": name, "kind": kind, "created_at": now()}
+        conn.execute(insert(principals).values(**row, roles=json.dumps(sorted(roles))))
         return principal
 
     def disable_principal(self, conn: Connection, name: str) -> None:
@@ -117,11 +133,15 @@ class Identity:
         Raises:
             UnknownPrincipal: there is none of this name.
         """
-        found = conn.execute(
-            update(principals).where(principals.c.name == name).values(disabled_at=now())
-        )
-        if not found.rowcount:
-            raise _unknown(name)
+        _change_principal(conn, name, disabled_at=now())
+
+    def set_roles(self, conn: Connection, name: str, roles: frozenset[Role]) -> None:
+        """Trust a principal with these roles and no others from now on.
+
+        Raises:
+            UnknownPrincipal: there is none of this name.
+        """
+        _change_principal(conn, name, roles=json.dumps(sorted(roles)))
 
     def principal(self, name: str) -> Principal:
         """Return a principal by name, for callers whom the home's own key has authenticated.
@@ -151,8 +171,11 @@ class Identity:
         label: str,
         models: frozenset[str] | None,
         expires_at: datetime | None,
+        *,
+        actions: frozenset[str] | None = None,
+        purpose: str | None = None,
     ) -> IssuedKey:
-        """Issue an API key; with `models` its holder may only use models of these names.
+        """Issue an API key; `models`, `actions` and `purpose` narrow what its owner may do with it.
 
         Raises:
             RequestError: the expiry has no time zone.
@@ -168,6 +191,8 @@ class Identity:
                 label=label,
                 secret_hmac=self._digest(token),
                 models=json.dumps([ALL_MODELS] if models is None else sorted(models)),
+                actions=None if actions is None else json.dumps(sorted(actions)),
+                purpose=purpose,
                 created_at=now(),
                 expires_at=None if expires_at is None else timestamp(expires_at),
             )
@@ -196,7 +221,22 @@ class Identity:
             raise AuthenticationError(
                 "the API key is not valid", hint="`llmos key create` makes a new one"
             )
-        return _principal(row, models=_models(row.models), key_id=row.key_id)
+        self._note_use(row)
+        return _principal(row, key_id=row.key_id, **_narrowed(row))
+
+    def _note_use(self, row: Row[*tuple[Any, ...]]) -> None:
+        """Write when a key was used, coarsely; waits for nobody and fails no request."""
+        if (row.last_used_at or "") > timestamp(datetime.now(UTC) - _USE_PRECISION):
+            return
+        with suppress(StorageError), self._store.transaction(wait=False) as conn:
+            used = update(api_keys).where(api_keys.c.id == row.key_id)
+            conn.execute(used.values(last_used_at=now()))
+
+    def end_key(self, conn: Connection, key_id: str, at: datetime) -> None:
+        """Let a key expire at `at`, if it does not expire before."""
+        end, expires = timestamp(at), api_keys.c.expires_at
+        later = (api_keys.c.id == key_id) & (expires.is_(None) | (expires > end))
+        conn.execute(update(api_keys).where(later).values(expires_at=end))
 
     def revoke_key(self, conn: Connection, key_id: str) -> None:
         """Refuse this key from now on; revoking again changes nothing.
@@ -215,15 +255,10 @@ class Identity:
         query = select(api_keys, principals.c.name).join(principals)
         with self._store.read() as conn:
             rows = conn.execute(query.order_by(api_keys.c.created_at, api_keys.c.id)).all()
+        plain = ("id", "label", "created_at", "expires_at", "revoked_at", "last_used_at")
         return tuple(
             ApiKey(
-                id=row.id,
-                principal=row.name,
-                label=row.label,
-                models=_models(row.models),
-                created_at=row.created_at,
-                expires_at=row.expires_at,
-                revoked_at=row.revoked_at,
+                principal=row.name, **_narrowed(row), **{name: row._mapping[name] for name in plain}
             )
             for row in rows
         )
@@ -233,12 +268,12 @@ class Identity:
             api_keys.c.id.label("key_id"),
             api_keys.c.secret_hmac,
             api_keys.c.models,
+            api_keys.c.actions,
+            api_keys.c.purpose,
             api_keys.c.expires_at,
             api_keys.c.revoked_at,
-            principals.c.id,
-            principals.c.name,
-            principals.c.roles,
-            principals.c.disabled_at,
+            api_keys.c.last_used_at,
+            *(principals.c[name] for name in ("id", "name", "kind", "roles", "disabled_at")),
         ).join(principals)
         with self._store.read() as conn:
             return conn.execute(query.where(api_keys.c.id == key_id)).one_or_none()
@@ -247,16 +282,23 @@ class Identity:
         return hmac.digest(self._pepper, token.encode(errors="surrogatepass"), "sha256")
 
 
-def _principal(
-    row: Row[*tuple[Any, ...]], *, models: frozenset[str] | None = None, key_id: str | None = None
-) -> Principal:
+def _principal(row: Row[*tuple[Any, ...]], **narrowed: Any) -> Principal:  # noqa: ANN401
     roles = frozenset(Role(role) for role in json.loads(row.roles))
-    return Principal(row.id, row.name, roles, models, key_id)
+    return Principal(row.id, row.name, roles, kind=Kind(row.kind), **narrowed)
 
 
-def _models(text: str) -> frozenset[str] | None:
-    names = frozenset(json.loads(text))
-    return None if ALL_MODELS in names else names
+def _change_principal(conn: Connection, name: str, **values: str) -> None:
+    changed = conn.execute(update(principals).where(principals.c.name == name).values(**values))
+    if not changed.rowcount:
+        raise _unknown(name)
+
+
+def _narrowed(row: Row[*tuple[Any, ...]]) -> dict[str, Any]:
+    """Return what a key covers; None is everything."""
+    models = frozenset(json.loads(row.models))
+    actions = None if row.actions is None else frozenset(json.loads(row.actions))
+    everything = ALL_MODELS in models
+    return {"models": None if everything else models, "actions": actions, "purpose": row.purpose}
 
 
 def _unknown(name: str) -> UnknownPrincipal:

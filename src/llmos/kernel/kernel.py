@@ -17,19 +17,20 @@ from llmos.crypto import keys
 from llmos.crypto.notes import NoteKey
 from llmos.crypto.root_keys import KeyFile, Passphrase, RootKeyProvider
 from llmos.errors import HomeExists, IntegrityError, StorageError, TamperedObject, WrongPassphrase
-from llmos.kernel import root, schema
+from llmos.kernel import policy_versions, root, schema
 from llmos.kernel.approvals import Approvals
 from llmos.kernel.auditlog import AuditLog
 from llmos.kernel.budget import Budget
 from llmos.kernel.identity import Identity, Principal, Role
 from llmos.kernel.monitor import Monitor
 from llmos.kernel.policy import DEFAULTS, Policy, Resource
-from llmos.kernel.store import Store, now
+from llmos.kernel.store import Database, Store, now
 from llmos.kernel.vault import Vault
 
 _CERTIFICATE_KEY: Final = "certificate-key"
 _LOG_KEY: Final = "log-key"
 _PEPPER: Final = "api-key-pepper"
+_SCHEMA: Final = "schema"  # file of a home on PostgreSQL: how the names of its schemas begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +56,12 @@ class Kernel:
 
         Raises:
             AuthenticationError: the key is none of this home's, revoked or expired.
+            UnsafeKeyFile: others can reach the file with the key.
             ConfigError: the file with the key cannot be read.
         """
-        if self.config.api_key_file is None:
+        if (file := self.config.api_key_file) is None:
             return self.identity.principal(self.config.principal)
-        return self.identity.authenticate(root.first_line(self.config.api_key_file, "API key"))
+        return self.identity.authenticate(root.first_line(file, "API key", keys.read_private))
 
     @property
     def home(self) -> Resource:
@@ -101,6 +103,10 @@ def create(
             elif isinstance(provider, KeyFile):
                 undo.callback(provider.path.unlink, missing_ok=True)
             root.write(building, provider, root_key)
+            if config.database_url is not None:
+                from llmos.databases import postgresql  # noqa: PLC0415 - psycopg is an extra
+
+                postgresql.create(config.database_url, building / _SCHEMA, undo)
             _build(inside, root_key)
             building.rename(place)
             undo.pop_all()  # the home is there
@@ -148,15 +154,19 @@ def _build(config: Config, root_key: bytes) -> None:
         for name in (_CERTIFICATE_KEY, _LOG_KEY, _PEPPER):
             vault.seal_secret(name, secrets.token_bytes(keys.KEY_BYTES))
         vault.keyring.begin()
+        shipped = Policy.load(DEFAULTS)
         with store.transaction() as conn:
             conn.execute(insert(schema.settings).values(name="home_id", value=home_id))
+            policy_versions.keep(conn, shipped)
+            policy_versions.enact(conn, shipped.digest)
         kernel = _assemble(config, (store, keys_store), root_key)
         with store.transaction() as conn:
             admin = kernel.identity.add_principal(
                 conn, config.principal, frozenset({Role.ADMINISTRATOR})
             )
+            details = {"public_keys": kernel.public_keys, "policy_digest": shipped.digest}
             entry = {"v": 1, "at": now(), "actor": admin.name, "action": "init", "outcome": "done"}
-            made = {"resource": f"Home::{home_id}", "details": {"public_keys": kernel.public_keys}}
+            made = {"resource": f"Home::{home_id}", "details": details}
             kernel.auditlog.append(conn, {**entry, **made, "state": schema.standing_digest(conn)})
         keys.write_private(home / "home.pub", kernel.public_keys.encode())
 
@@ -175,11 +185,12 @@ def _assemble(config: Config, stores: tuple[Store, Store], root_key: bytes) -> K
         home_id = conn.execute(
             select(schema.settings.c.value).where(schema.settings.c.name == "home_id")
         ).scalar()
+        # A home made before there were versions has its policies in files; `adopt` records them.
+        policy = policy_versions.in_force(conn) or Policy.load(config.home / "policy")
     if home_id is None:
         raise IntegrityError("kernel.db does not name its home", hint="restore it from a backup")
     origin = f"llmos.local/{home_id}"
     auditlog = AuditLog(store, NoteKey(origin, vault.secret(_LOG_KEY)))
-    policy = Policy.load(config.home / "policy")
     budget = Budget(store)
     certificate_key = NoteKey(f"{origin}/certificates", certificate_seed)
     return Kernel(
@@ -201,12 +212,26 @@ def _open_stores(config: Config, opened: ExitStack) -> tuple[Store, Store]:
     """Open both databases; `opened` closes them."""
 
     def open_store(name: str, metadata: MetaData) -> Store:
-        path = config.home / name
-        store = Store.open(path, metadata, busy_timeout_s=config.busy_timeout_s)
+        store = Store.open(locate(config, name), metadata, busy_timeout_s=config.busy_timeout_s)
         opened.callback(store.close)
         return store
 
-    return open_store("kernel.db", schema.KERNEL), open_store("keys.db", schema.KEYS)
+    return open_store("kernel", schema.KERNEL), open_store("keys", schema.KEYS)
+
+
+def locate(config: Config, name: str) -> Path | Database:
+    """Return where the home has "kernel" or "keys": in a file of its own, or on PostgreSQL.
+
+    Raises:
+        ConfigError: the home and LLMOS_DATABASE_URL do not go together, or it is no such URL.
+        IntegrityError: the home's file `schema` is damaged.
+    """
+    file = config.home / _SCHEMA
+    if config.database_url is None and not file.exists():
+        return config.home / f"{name}.db"
+    from llmos.databases import postgresql  # noqa: PLC0415 - psycopg is an extra
+
+    return postgresql.find(config.database_url, file, name)
 
 
 def _home_exists(home: Path) -> HomeExists:

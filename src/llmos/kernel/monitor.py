@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, Protocol
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from llmos.errors import LedgerConflict, LlmosError, PermissionDenied, StorageError
 from llmos.kernel.budget import Budget, ReservationState
 from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action, Decision, Policy, Resource
-from llmos.kernel.schema import standing_digest
+from llmos.kernel.schema import approvals, standing_digest
 from llmos.kernel.store import Store, now
 from llmos.privacy import Mechanism, mechanism_to_dict
 
@@ -236,6 +236,32 @@ class Monitor:
             recorder.write(conn, Outcome.DONE, details)
 
     @contextmanager
+    def fulfil(
+        self,
+        who: Principal,
+        approval: str,
+        action: Action,
+        resource: Resource,
+        details: Mapping[str, Any],
+    ) -> Iterator[Connection]:
+        """Yield the transaction of what is left to do of an approved act, and record it at its end.
+
+        Policy is not asked again: `who` is the one who decided, and the decision is in the log.
+
+        Raises:
+            PermissionDenied: it was not approved.
+        """
+        decided = Decision(allowed=True, policies=(approval,), reason="approved")
+        recorder = _Recorder(self.log, who, action, resource, decided)
+        with self.store.transaction() as conn:
+            approved = select(approvals.c.id).filter_by(id=approval, state="approved")
+            if conn.execute(approved).first() is None:
+                reason = f"{approval} was not approved"
+                raise PermissionDenied(who.name, action, str(resource), reason=reason)
+            yield conn
+            recorder.write(conn, Outcome.DONE, details)
+
+    @contextmanager
     def admit(
         self,
         who: Principal,
@@ -306,7 +332,7 @@ class Monitor:
         recorder = _Recorder(self.log, who, action, resource, decision)
         if not decision.allowed:
             with self.store.transaction() as conn:
-                recorder.write(conn, Outcome.DENIED, {})
+                recorder.write(conn, Outcome.DENIED, {"reason": decision.reason})
             raise PermissionDenied(who.name, action, str(resource), reason=decision.reason)
         return recorder
 

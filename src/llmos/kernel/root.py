@@ -122,13 +122,13 @@ def secret(config: Config, what: str, ask: Ask | None) -> str:
     return ask(what)
 
 
-def first_line(file: Path, what: str) -> str:
+def first_line(file: Path, what: str, read: Callable[[Path], bytes] = Path.read_bytes) -> str:
     """Return the first line of a file that holds a secret.
 
     Raises:
         ConfigError: it cannot be read or is empty.
     """
     try:
-        return file.read_text().splitlines()[0]
+        return read(file).decode().splitlines()[0]
     except (OSError, ValueError, IndexError) as error:
         raise errors.ConfigError(f"{file} holds no {what}") from error

@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
-from llmos.errors import IntegrityError
+from llmos.errors import IntegrityError, RequestError
 
 
 class _Exact(TypeDecorator[Any]):
@@ -39,6 +39,16 @@ class _Exact(TypeDecorator[Any]):
         """Store as `impl` and give back nothing but `kind`."""
         super().__init__()
         self.impl, self.kind = impl, kind
+
+    def process_bind_param(self, value: Any, dialect: object) -> Any:  # noqa: ANN401, ARG002
+        """Return the value as it is written.
+
+        Raises:
+            RequestError: PostgreSQL could not store it; so neither does SQLite.
+        """
+        if isinstance(value, str) and "\0" in value:
+            raise RequestError("a text holds a NUL character")
+        return value
 
     def process_result_value(self, value: Any, dialect: object) -> Any:  # noqa: ANN401, ARG002
         """Return the value as it was read.
@@ -61,10 +71,7 @@ KEYS: Final = MetaData()
 # Times are RFC 3339 text in UTC; JSON columns are canonical JSON text (RFC 8785).
 
 settings = Table(
-    "settings",
-    KERNEL,
-    Column("name", STR, primary_key=True),
-    Column("value", STR, nullable=False),
+    "settings", KERNEL, Column("name", STR, primary_key=True), Column("value", STR, nullable=False)
 )
 
 principals = Table(
@@ -75,6 +82,7 @@ principals = Table(
     Column("roles", STR, nullable=False),  # JSON list of role names
     Column("created_at", STR, nullable=False),
     Column("disabled_at", STR),
+    Column("kind", STR, nullable=False, server_default="person"),
 )
 
 api_keys = Table(
@@ -88,6 +96,16 @@ api_keys = Table(
     Column("created_at", STR, nullable=False),
     Column("expires_at", STR),
     Column("revoked_at", STR),
+    Column("actions", STR),  # JSON list; none: every action of the owner
+    Column("purpose", STR),  # none: every purpose
+    Column("last_used_at", STR),
+)
+
+policy_versions = Table(
+    "policy_versions",
+    KERNEL,
+    Column("digest", STR, primary_key=True),
+    Column("files", STR, nullable=False),  # JSON: texts by file name
 )
 
 datasets = Table(
@@ -173,6 +191,7 @@ approvals = Table(
     Column("decider", STR, ForeignKey("principals.id")),
     Column("decided_at", STR),
     Column("record", STR),  # DSSE envelope of what was approved, signed by the home
+    Column("used_at", STR),  # of an act that is done later, once
     CheckConstraint("state IN ('open', 'approved', 'refused')", name="known_approval_state"),
     CheckConstraint("proposer != decider", name="four_eyes"),
 )
@@ -230,6 +249,20 @@ object_keys = Table(
     Index("object_keys_of_version", "tenant", "key_version"),
 )
 
+unit_keys = Table(
+    "unit_keys",
+    KEYS,
+    Column("object_id", STR, ForeignKey("object_keys.object_id"), primary_key=True),
+    Column("name", STR, primary_key=True),  # a keyed hash of the dataset and the unit, hex
+    Column("tenant", STR, nullable=False),
+    Column("key_version", Integer, nullable=False),
+    Column("wrapped_key", BLOB),  # as in object_keys; NULL: destroyed
+    Column("destroyed_sha256", STR),  # of the wrapped key that was destroyed, hex
+    ForeignKeyConstraint(["tenant", "key_version"], [tenant_keys.c.tenant, tenant_keys.c.version]),
+    Index("unit_keys_of_version", "tenant", "key_version"),
+    sqlite_with_rowid=False,  # the rows lie in their primary key: half the size
+)
+
 sealed_secrets = Table(
     "sealed_secrets",
     KEYS,
@@ -240,10 +273,13 @@ sealed_secrets = Table(
 
 # Who may do what, which data and models there are and what they may still spend: small tables,
 # changed only by acts. The others grow with every job; `workflows.books` compares those.
-STANDING: Final = (
-    *("api_keys", "approvals", "budget_pools", "datasets", "log_partners", "models"),
-    *("principals", "settings", "witnessed"),
+_WHOLE: Final = (
+    *("approvals", "budget_pools", "credentials", "datasets", "erasures", "log_partners"),
+    *("models", "policy_versions", "principals", "settings", "witnessed"),
 )
+STANDING: Final = dict.fromkeys(_WHOLE, "*") | {
+    "api_keys": ", ".join(sorted({*api_keys.columns.keys()} - {"last_used_at"}))  # by no act
+}
 _SCHEMA_ROWS: Final = {"sqlite": {"sqlite_master": "type, name, sql"}}
 
 
@@ -253,9 +289,8 @@ def standing_digest(conn: Connection) -> dict[str, str]:
     Every act's entry in the log has it, so that rows changed without an act are found; so is a
     changed schema, where the database has it as rows too.
     """
-    columns = dict.fromkeys(STANDING, "*") | _SCHEMA_ROWS.get(conn.dialect.name, {})
     rows: dict[str, list[str]] = {}
-    for name, wanted in columns.items():
+    for name, wanted in (STANDING | _SCHEMA_ROWS.get(conn.dialect.name, {})).items():
         found = conn.exec_driver_sql(f"SELECT {wanted} FROM {name}")  # noqa: S608 - our own names
         rows[name] = sorted(json.dumps([*row], default=list) for row in found)  # bytes: numbers
     revision = conn.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one()

@@ -1,38 +1,25 @@
-"""The kernel's databases: one SQLite file each, opened, migrated and written only through here."""
+"""The kernel's databases: opened, migrated and written only through here."""
 
 from __future__ import annotations
 
-import fcntl
-import os
 import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from sqlalchemy import URL, Connection, Engine, MetaData, create_engine, event, inspect
+from sqlalchemy import Connection, Engine, MetaData, inspect
 from sqlalchemy.exc import DatabaseError
 
-from llmos.errors import StorageError, StorageFull
+from llmos.databases import WAIT
+from llmos.errors import StorageError
 from llmos.kernel import schema
+from llmos.kernel.sqlite import SQLite
 
-_BEGIN: Final = "llmos_begin"  # execution option: how a connection begins its transaction
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _BRANCHES: Final = {schema.KERNEL: "kernel", schema.KEYS: "keys"}
-
-# SQLite's primary result codes that speak of the disk or the file, not of a wrong statement.
-_DISK_FAULTS: Final = (
-    "SQLITE_CANTOPEN",
-    "SQLITE_CORRUPT",
-    "SQLITE_IOERR",
-    "SQLITE_LOCKED",
-    "SQLITE_NOTADB",
-    "SQLITE_PERM",
-    "SQLITE_PROTOCOL",
-    "SQLITE_READONLY",
-)
 
 
 def timestamp(moment: datetime) -> str:
@@ -45,28 +32,63 @@ def now() -> str:
     return timestamp(datetime.now(UTC))
 
 
+class Database(Protocol):
+    """Where the tables of a store are; its text names the place, without any secret."""
+
+    @property
+    def reading(self) -> Mapping[str, Any]:
+        """Execution options that begin a read-only transaction on one snapshot."""
+
+    def engine(self, metadata: MetaData, busy_timeout_s: float) -> Engine:
+        """Make an engine whose transactions are durable and, if they may write, take turns."""
+
+    def migrating(self) -> AbstractContextManager[None]:
+        """Hold what lets one process at a time make the place of the tables."""
+
+    def prepare(self, engine: Engine) -> None:
+        """Do what must be done once, before the first table is made."""
+
+    def purge(self, engine: Engine, busy_timeout_s: float) -> None:
+        """Let deleted rows leave the files of the tables."""
+
+    def compact(self, engine: Engine) -> None:
+        """Write the files anew from the rows, where `purge` does not do so."""
+
+    def fault(self, error: DatabaseError) -> StorageError | None:
+        """Return the typed error of a fault of the place; none: a wrong statement."""
+
+
 @dataclass(frozen=True, slots=True)
 class Store:
-    """One database file; any number of threads and processes may use it at once.
+    """One database; any number of threads and processes may use it at once.
 
     Writers take turns: a transaction that finds another one open waits for it up to the busy
     timeout. Do not carry an open store into a forked child; open it there.
     """
 
-    path: Path
+    database: Database
     metadata: MetaData
+    busy_timeout_s: float
     _engine: Engine = field(repr=False)
     _writing: threading.local = field(default_factory=threading.local, repr=False)
 
     @classmethod
-    def open(cls, path: Path, metadata: MetaData, *, busy_timeout_s: float = 60.0) -> Store:
+    def open(
+        cls, place: Path | Database, metadata: MetaData, *, busy_timeout_s: float = 60.0
+    ) -> Store:
         """Open a database of `schema.KERNEL` or `schema.KEYS`; create or upgrade it when needed.
 
+        Args:
+            place: a file for SQLite, or another database.
+            metadata: its tables.
+            busy_timeout_s: how long a writer waits for another one.
+
         Raises:
-            StorageError: the folder or file cannot be used, or was written by a newer LLMOS.
+            StorageError: the place cannot be used, or was written by a newer LLMOS.
         """
-        engine = _make_engine(path, busy_timeout_s, overwrite_deleted=metadata is schema.KEYS)
-        store = cls(path, metadata, engine)
+        database = SQLite(place) if isinstance(place, Path) else place
+        engine = database.engine(metadata, busy_timeout_s)
+        store = cls(database, metadata, busy_timeout_s, engine)
         try:
             store.migrate()
         except StorageError:
@@ -78,16 +100,12 @@ class Store:
         """Bring the schema to the code's revision; a no-op when it is there already.
 
         Raises:
-            StorageError: the folder or file cannot be used, or was written by a newer LLMOS.
+            StorageError: the place cannot be used, or was written by a newer LLMOS.
         """
-        with _exclusive(self.path.parent), _translated(self.path):
-            _create_private(self.path)
+        with self.database.migrating(), self._translated():
             if self._is_current():
                 return
-            # The mode is kept in the file. It is set under the folder's lock, because two
-            # processes that set it at once do not wait for each other: one fails.
-            with closing(self._engine.raw_connection()) as raw:
-                raw.cursor().execute("PRAGMA journal_mode = WAL")
+            self.database.prepare(self._engine)
             with self.transaction() as connection:
                 _upgrade(connection, _BRANCHES[self.metadata])
 
@@ -102,27 +120,29 @@ class Store:
         known = {file.stem for file in versions.glob(f"{_BRANCHES[self.metadata]}_*.py")}
         if found not in known:
             raise StorageError(
-                f"{self.path} was written by a newer LLMOS: it has schema {found}, "
+                f"{self.database} was written by a newer LLMOS: it has schema {found}, "
                 f"this version knows {max(known)}",
                 hint="use that version again, or restore the backup made before the upgrade",
             )
         return found == max(known)
 
     @contextmanager
-    def transaction(self) -> Iterator[Connection]:
-        """Yield a connection inside `BEGIN IMMEDIATE`: all of the block is durable, or none of it.
+    def transaction(self, *, wait: bool = True) -> Iterator[Connection]:
+        """Yield a connection as the only writer: all of the block is durable, or none of it.
 
         Raises:
             StorageFull: there is no room on the device; the transaction left no trace.
-            StorageError: the file cannot be written, another process held it beyond the busy
-                timeout, or this thread is inside a transaction of this store already.
+            StorageError: the database cannot be written, another process held it beyond the busy
+                timeout (or at all, without `wait`), or this thread is inside a transaction of this
+                store already.
         """
         if getattr(self._writing, "active", False):
             # Waiting for oneself would end only at the busy timeout.
-            raise StorageError(f"{self.path}: a transaction was begun inside another one")
+            raise StorageError(f"{self.database}: a transaction was begun inside another one")
         self._writing.active = True
         try:
-            with _translated(self.path), self._engine.begin() as connection:
+            engine = self._engine.execution_options(**{WAIT: wait})
+            with self._translated(), engine.begin() as connection:
                 yield connection
         finally:
             self._writing.active = False
@@ -132,67 +152,50 @@ class Store:
         """Yield a connection on one consistent snapshot; writing through it is refused.
 
         Raises:
-            StorageError: the file cannot be read, or a write was tried.
+            StorageError: the database cannot be read, or a write was tried.
         """
-        reading = self._engine.execution_options(**{_BEGIN: "DEFERRED"})
-        with _translated(self.path, ValueError), reading.begin() as connection:
+        reading = self._engine.execution_options(**self.database.reading)
+        with self._translated(ValueError), reading.begin() as connection:
             yield connection
 
     def checkpoint(self) -> None:
-        """Move the write-ahead log into the file and empty it, so that deleted rows leave the disk.
+        """Let deleted rows leave the disk, as far as the database can: see `purge` of its class.
 
         Raises:
             StorageError: a reader kept its snapshot beyond the busy timeout.
         """
-        with _translated(self.path), closing(self._engine.raw_connection()) as raw:
-            cursor = raw.cursor()
-            cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            blocked, _, _ = cursor.fetchone() or (True, 0, 0)
-        if blocked:
-            raise StorageError(
-                f"{self.path}: the write-ahead log could not be emptied, someone is reading",
-                hint="stop the other LLMOS processes on this home and try again",
-            )
+        with self._translated():
+            self.database.purge(self._engine, self.busy_timeout_s)
+
+    def compact(self) -> None:
+        """Write the files anew from their rows: copies that were left of deleted ones are gone.
+
+        Raises:
+            StorageFull: there is no room for the second copy; nothing was changed.
+            StorageError: a reader kept its snapshot beyond the busy timeout.
+        """
+        with self._translated():
+            self.database.compact(self._engine)
+        self.checkpoint()
 
     def close(self) -> None:
         """Close the pooled connections; the store may be used again and opens new ones."""
         self._engine.dispose()
 
+    @contextmanager
+    def _translated(self, unreadable: type[ValueError] = UnicodeDecodeError) -> Iterator[None]:
+        """Turn faults of the place into typed errors; let wrong statements through.
 
-def _make_engine(path: Path, busy_timeout_s: float, *, overwrite_deleted: bool) -> Engine:
-    """Make an engine whose connections are durable, check foreign keys and wait their turn."""
-    engine = create_engine(
-        URL.create("sqlite+pysqlite", database=str(path)),
-        connect_args={"timeout": busy_timeout_s},
-        max_overflow=-1,  # a thread waits for SQLite's lock, never for a pooled connection
-    )
-
-    @event.listens_for(engine, "connect")
-    def configure(dbapi: Any, _record: object) -> None:  # noqa: ANN401 - a sqlite3.Connection
-        dbapi.isolation_level = None  # the sqlite3 module would begin transactions by itself
-        dbapi.execute("PRAGMA foreign_keys = ON")
-        dbapi.execute("PRAGMA synchronous = FULL")
-        if overwrite_deleted:
-            dbapi.execute("PRAGMA secure_delete = ON")
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        kind = connection.get_execution_options().get(_BEGIN, "IMMEDIATE")
-        read_only = "ON" if kind == "DEFERRED" else "OFF"
-        connection.exec_driver_sql(f"PRAGMA query_only = {read_only}")
-        connection.exec_driver_sql(f"BEGIN {kind}")
-
-    return engine
-
-
-def _create_private(path: Path) -> None:
-    """Make an empty file that only its owner may read; SQLite gives -wal and -shm the same mode."""
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    except FileExistsError:
-        return
-    except OSError as error:
-        raise StorageError(f"{path} cannot be made: {error.strerror}") from error
+        Where rows are only read, whatever cannot be made of them is `unreadable`.
+        """
+        try:
+            yield
+        except DatabaseError as error:
+            if (fault := self.database.fault(error)) is not None:
+                raise fault from error
+            raise
+        except unreadable as error:
+            raise StorageError(f"{self.database}: {error}", hint="see `llmos doctor`") from error
 
 
 def _upgrade(connection: Connection, branch: str) -> None:
@@ -204,49 +207,3 @@ def _upgrade(connection: Connection, branch: str) -> None:
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
     command.upgrade(config, f"{branch}@head")
-
-
-@contextmanager
-def _exclusive(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, so that one process at a time looks at and changes the schema."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise StorageError(
-            f"{folder} cannot be opened: {error.strerror}",
-            hint="`llmos init` makes a home; `--home` or LLMOS_HOME says where it is",
-        ) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _translated(path: Path, *unreadable: type[ValueError]) -> Iterator[None]:
-    """Turn faults of the disk and the file into typed errors; let wrong statements through.
-
-    Text that is no UTF-8 has no result code; what is "no such" was changed in the schema. Where
-    rows are only read, whatever cannot be made of them is `unreadable`: they are not as written.
-    """
-    try:
-        yield
-    except (DatabaseError, UnicodeDecodeError, *unreadable) as error:
-        cause = getattr(error, "orig", error)
-        name = getattr(cause, "sqlite_errorname", "SQLITE_CORRUPT")
-        if name == "SQLITE_FULL":
-            raise StorageFull(
-                f"{path}: there is no room left on the device; nothing was changed",
-                hint="free some space and run the command again",
-            ) from error
-        if name.startswith("SQLITE_BUSY"):
-            raise StorageError(
-                f"{path} was kept busy by another process for longer than the busy timeout",
-                hint="wait for the other LLMOS process, or raise LLMOS_BUSY_TIMEOUT_S",
-            ) from error
-        if name.startswith(_DISK_FAULTS) or "no such" in str(cause):
-            raise StorageError(
-                f"{path}: {cause}", hint="`llmos doctor` checks the home's files"
-            ) from error
-        raise

@@ -1,5 +1,7 @@
 """The vault: encrypted objects on disk, each under a key of its own, and a few sealed secrets.
 
+An object of personal records comes with a key for each unit, committed and deleted with its own.
+
 Life of an object: a fresh key and id; the ciphertext is written beside its place, flushed, renamed
 and its directory flushed; then the wrapped key is committed, and from then on the object exists. A
 crash before that leaves at most a file that nothing can decrypt; `sweep` removes it. Deleting
@@ -13,6 +15,7 @@ import os
 import re
 import secrets
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
@@ -21,8 +24,8 @@ from sqlalchemy import Select, delete, insert, select
 
 from llmos.crypto import encryption, keys
 from llmos.errors import PermissionDenied, StorageError, TamperedObject
-from llmos.kernel.keyring import Keyring
-from llmos.kernel.schema import object_keys, sealed_secrets
+from llmos.kernel.keyring import KeyName, Keyring
+from llmos.kernel.schema import object_keys, sealed_secrets, unit_keys
 from llmos.kernel.store import Store, now
 
 _OBJECT_ID: Final = re.compile(r"[0-9a-f]{32}")
@@ -73,8 +76,21 @@ class Vault:
             raise StorageError(f"there is no secret {name!r}", hint="restore keys.db")
         return keys.unwrap(self._secret_kek, sealed, name.encode())
 
-    def put(self, kind: str, source: BinaryIO | bytes) -> str:
+    def destroy_secret(self, name: str) -> None:
+        """Destroy a sealed secret, also in the write-ahead log; none of this name is no error."""
+        with self._store.transaction() as conn:
+            conn.execute(delete(sealed_secrets).where(sealed_secrets.c.name == name))
+        self._store.checkpoint()
+
+    def put(
+        self, kind: str, source: BinaryIO | bytes, units: Mapping[str, bytes] | None = None
+    ) -> str:
         """Encrypt `source` to its end into a new object and return the object's id.
+
+        Args:
+            kind: what the object is.
+            source: read to its end.
+            units: the keys under which records inside of it are sealed, by the units' names.
 
         Raises:
             StorageFull: no room; nothing of the object is left behind.
@@ -90,14 +106,11 @@ class Vault:
         try:
             self._write(path, stream, key, context)
             with self._store.transaction() as conn:
-                conn.execute(
-                    insert(object_keys).values(
-                        object_id=object_id,
-                        kind=kind,
-                        created_at=now(),
-                        **self.keyring.wrap(conn, object_id, kind, key),
-                    )
-                )
+                own = self.keyring.wrap(conn, object_keys, {KeyName(object_id, kind): key})
+                conn.execute(insert(object_keys).values(created_at=now()), own)
+                if units:  # neighbours in the table are written in a run
+                    named = {KeyName(object_id, name): units[name] for name in sorted(units)}
+                    conn.execute(insert(unit_keys), self.keyring.wrap(conn, unit_keys, named))
         except BaseException as error:
             for leftover in (_partial(path), path):
                 leftover.unlink(missing_ok=True)
@@ -137,20 +150,36 @@ class Vault:
             encryption.decrypt(key, file, plain, context=context)
         return plain.getvalue()
 
+    def units(self, object_id: str, grant: ObjectGrant) -> dict[str, bytes]:
+        """Return the keys of an object's units by name, without those that were destroyed.
+
+        Raises:
+            PermissionDenied: the grant does not cover this object.
+            TamperedObject: a key was changed.
+        """
+        _require(grant, object_id)
+        with self._store.read() as conn:
+            found = self.keyring.unwrap(conn, unit_keys, object_id)
+        return {unit.name: key for unit, key in found.items()}
+
     def delete(self, object_id: str) -> None:
-        """Destroy an object's key, also in the write-ahead log, and then remove its file.
+        """Destroy an object's keys, also in the write-ahead log, and then remove its file.
 
         Deleting again finishes a deletion that was interrupted.
 
         Raises:
-            StorageError: the key could not be erased from the disk yet; delete again.
+            StorageError: the key or the file could not be erased from the disk yet; delete again.
             ValueError: this is no object id.
         """
         path = self._path(object_id)
         with self._store.transaction() as conn:
-            conn.execute(delete(object_keys).where(object_keys.c.object_id == object_id))
+            for table in (unit_keys, object_keys):
+                conn.execute(delete(table).where(table.c.object_id == object_id))
         self._store.checkpoint()
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError.of(error, f"the file of the deleted object {object_id}") from error
 
     def sweep(self, *, older_than_s: float = 86_400.0) -> int:
         """Remove files that have no key, left by a crash, and return how many there were.
@@ -184,10 +213,14 @@ class Vault:
 
     def _key(self, object_id: str, kind: str, grant: ObjectGrant) -> tuple[bytes, bytes]:
         """Return an object's key and encryption context to a holder of a grant for it."""
-        if not grant.permits(object_id):
-            raise PermissionDenied("this grant", "open", f"object {object_id}")
+        _require(grant, object_id)
         with self._store.read() as conn:
-            return self.keyring.unwrap(conn, object_id, kind), _context(object_id, kind)
+            found = self.keyring.unwrap(conn, object_keys, object_id)
+        if not found:
+            raise StorageError(
+                f"there is no object {object_id}", hint="it was deleted, or keys.db is older"
+            )
+        return found.popitem()[1], _context(object_id, kind)
 
     def _ciphertext(self, object_id: str) -> BinaryIO:
         path = self._path(object_id)
@@ -204,6 +237,11 @@ class Vault:
         if not _OBJECT_ID.fullmatch(object_id):
             raise ValueError(f"not an object id: {object_id!r}")
         return self._objects / object_id[:2] / object_id
+
+
+def _require(grant: ObjectGrant, object_id: str) -> None:
+    if not grant.permits(object_id):
+        raise PermissionDenied("this grant", "open", f"object {object_id}")
 
 
 def _partial(path: Path) -> Path:

@@ -53,13 +53,16 @@ class ModelEntry:
     def resource(self) -> Resource:
         """The model as policies see it; an adapter whose card is silent counts as sensitive."""
         unknown = Classification.PUBLIC if self.kind is ModelKind.BASE else Classification.SENSITIVE
+        purpose = self.card.get("request", {}).get("purpose")
         return Resource(
             "Model",
             self.name,
             {
                 "kind": str(self.kind),
                 "classification": str(self.card.get("classification", unknown)),
-                "private": isinstance(self.card.get("epsilon"), float),
+                # canonical JSON writes 3.0 as 3
+                "private": isinstance(self.card.get("epsilon"), int | float),
+                "purposes": () if purpose is None else (purpose,),
             },
         )
 

@@ -1,14 +1,15 @@
-"""The privacy certificate: a signed in-toto statement, and the file that carries it with its proof.
+"""The privacy certificate: a signed in-toto statement, and the file with it and its proofs.
 
-The predicate's sections follow the pyramid of NIST SP 800-226 from the guarantee down to the data,
-and hold what tier 3 of the DP Deployments Registry asks for (arXiv:2509.13509).
+The predicate has two kinds of sections: records, what was guaranteed, run, charged and measured,
+and conclusions, which follow from them (`reports.conclusions`): the assessment along the pyramid
+of NIST SP 800-226, the checklist of hazards, the questions that only people can answer, and the
+record for the DP Deployments Registry (arXiv:2509.13509).
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import rfc8785
@@ -16,140 +17,68 @@ import rfc8785
 from llmos.crypto import dsse
 from llmos.crypto.notes import NoteKey, decode_base64
 from llmos.errors import LeakFound
-from llmos.privacy import (
-    Classification,
-    JsonScalar,
-    Mechanism,
-    PrivacyLoss,
-    mechanism_to_dict,
+from llmos.privacy import mechanism_to_dict
+from llmos.reports import evidence, questions
+from llmos.reports.conclusions import conclude
+from llmos.reports.facts import (
+    BudgetFacts,
+    CertificateFacts,
+    DatasetFacts,
+    GuaranteeFacts,
+    LeakageFacts,
 )
-from llmos.reports.scope import NOT_PROTECTED, QUESTIONS
+from llmos.reports.scope import NOT_PROTECTED, TRUST_MODEL
+from llmos.reports.theorems import THEOREMS
 from llmos.transparency.proofs import LogProof
 
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
-PREDICATE_TYPE: Final = "https://llmos.dev/privacy-certificate/v1"
-MEDIA_TYPE: Final = "application/vnd.llmos.privacy-certificate.v1+json"
+PREDICATE_TYPE: Final = "https://llmos.dev/privacy-certificate/v2"
+PREDICATE_TYPE_1: Final = "https://llmos.dev/privacy-certificate/v1"  # is verified, not made
+MEDIA_TYPE: Final = "application/vnd.llmos.privacy-certificate.v2+json"
+MEDIA_TYPE_1: Final = "application/vnd.llmos.privacy-certificate.v1+json"
 DIGEST_FIELD: Final = "certificate_sha256"  # in the details of the log entry
 
-
-@dataclass(frozen=True, slots=True)
-class ModelFacts:
-    """The certified model and what it was made from."""
-
-    name: str
-    digest: str  # SHA-256 over the model's files, hex
-    kind: str  # e.g. "LoRA adapter"
-    base: str
-    base_digest: str
-    base_licence: str
-    log_index: int | None = None  # the record of its publication
-
-
-@dataclass(frozen=True, slots=True)
-class GuaranteeFacts:
-    """What was guaranteed, and by which calculation."""
-
-    loss: PrivacyLoss
-    mechanism: Mechanism  # as it was run
-    accountant: str  # e.g. "Privacy loss distribution, dp-accounting 0.6.0"
-    discretization: float  # of the privacy loss, nats
-    theorem: str
-    replace_one_epsilon: float | None = None  # at the same delta, for readers of that adjacency
-    log_index: int | None = None  # the record of the settlement
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingFacts:
-    """How the mechanism was carried out."""
-
-    clip_norm: float
-    sampler: str
-    parameters: Mapping[str, JsonScalar]  # every other setting that shaped the model
-    randomness: str
-    production: bool  # False when a seed was given: then noise can be replayed
-    dtype_path: str
-    self_test: Mapping[str, JsonScalar]
-    released: tuple[str, ...]  # everything data-dependent that left the training
-    engine: str
-    llmos_version: str
-    job: str
-    log_index: int | None = None  # the record of the admission
-
-
-@dataclass(frozen=True, slots=True)
-class DatasetFacts:
-    """The data that were protected."""
-
-    name: str
-    fingerprint: str  # SHA-256 of the stored plaintext, hex
-    classification: Classification
-    purposes: tuple[str, ...]
-    units: int
-    records: int
-    log_index: int | None = None  # the record of the import
-
-
-@dataclass(frozen=True, slots=True)
-class BudgetFacts:
-    """The dataset's pool after this training; Renyi divergences are in 1e-12 nats."""
-
-    epsilon: float
-    delta: float
-    renyi_order: float
-    cap: int
-    spent: int
-    held: int
-    theorem: str
-    log_index: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class LeakageFacts:
-    """What was measured: the leak report as its JSON document."""
-
-    document: Mapping[str, Any]
-    log_index: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class CertificateFacts:
-    """Everything that a certificate says; each `log_index` points to the record it rests on."""
-
-    issued_at: str  # RFC 3339, UTC
-    curator: str
-    intended_use: str
-    model: ModelFacts
-    guarantee: GuaranteeFacts
-    training: TrainingFacts
-    dataset: DatasetFacts
-    budget: BudgetFacts
-    leakage: LeakageFacts | None = None
+_UTILITY: Final = (
+    "heldout_records",
+    "heldout_loss",
+    "base_heldout_loss",
+    "heldout_exact_match_rate",
+    "base_heldout_exact_match_rate",
+)
 
 
 def statement(facts: CertificateFacts, issuer: str) -> dict[str, Any]:
     """Build the in-toto statement whose subject is the model."""
+    records = records_of(facts, issuer)
     return {
         "_type": STATEMENT_TYPE,
         "subject": [{"name": facts.model.name, "digest": {"sha256": facts.model.digest}}],
         "predicateType": PREDICATE_TYPE,
-        "predicate": {
-            "issued_at": facts.issued_at,
-            "issuer": issuer,
-            "deployment": {
-                "curator": facts.curator,
-                "intended_use": facts.intended_use,
-                "model": facts.model.name,
-                "trust_model": "central: the operator of this home sees the raw data",
-            },
-            "guarantee": _guarantee(facts.guarantee),
-            "algorithm": _algorithm(facts),
-            "implementation": _implementation(facts),
-            "data": _data(facts.dataset),
-            "budget": _budget(facts.budget),
-            "measured_leakage": None if facts.leakage is None else _leakage(facts.leakage),
-            "not_protected": list(NOT_PROTECTED),
-            "questions_for_a_person": list(QUESTIONS),
+        "predicate": records | conclude(records),
+    }
+
+
+def records_of(facts: CertificateFacts, issuer: str) -> dict[str, Any]:
+    """Return the predicate's sections that nothing else in it implies."""
+    return {
+        "issued_at": facts.issued_at,
+        "issuer": issuer,
+        "deployment": {
+            "issued_by": facts.issued_by,
+            "model": facts.model.name,
+            "digest": {"sha256": facts.model.digest},
+            "purpose": facts.purpose,
+            "trust_model": TRUST_MODEL,
         },
+        "guarantee": _guarantee(facts.guarantee),
+        "algorithm": _algorithm(facts),
+        "implementation": _implementation(facts),
+        "data": _data(facts.dataset),
+        "budget": _budget(facts.budget),
+        "measured_leakage": None if facts.leakage is None else _leakage(facts.leakage),
+        "records": evidence.pointers(facts.evidence),
+        "answers": questions.to_dict(facts.answers),
+        "not_protected": list(NOT_PROTECTED),
     }
 
 
@@ -175,10 +104,21 @@ def log_details(envelope: Mapping[str, Any]) -> dict[str, str]:
     return {DIGEST_FIELD: hashlib.sha256(payload).hexdigest()}
 
 
-def bundle(envelope: Mapping[str, Any], proof: LogProof) -> bytes:
-    """Return the certificate file: canonical JSON of the envelope and its proof of being logged."""
+def bundle(envelope: Mapping[str, Any], proof: LogProof, records: Mapping[str, LogProof]) -> bytes:
+    """Return the certificate file: canonical JSON of the envelope and the proofs of being logged.
+
+    Args:
+        envelope: what `seal` returned.
+        proof: that the certificate itself is in the log.
+        records: that the entries are which it rests on.
+    """
     return rfc8785.dumps(
-        {"mediaType": MEDIA_TYPE, "envelope": dict(envelope), "log_proof": proof.to_dict()}
+        {
+            "mediaType": MEDIA_TYPE,
+            "envelope": dict(envelope),
+            "log_proof": proof.to_dict(),
+            "records": {name: record.to_dict() for name, record in records.items()},
+        }
     )
 
 
@@ -192,8 +132,7 @@ def _guarantee(facts: GuaranteeFacts) -> dict[str, Any]:
         "replace_one_epsilon": facts.replace_one_epsilon,
         "accountant": facts.accountant,
         "discretization": facts.discretization,
-        "theorem": facts.theorem,
-        "log_index": facts.log_index,
+        "theorem": THEOREMS["pld"],
     }
 
 
@@ -210,7 +149,6 @@ def _algorithm(facts: CertificateFacts) -> dict[str, Any]:
             "licence": facts.model.base_licence,
         },
         "model_kind": facts.model.kind,
-        "log_index": facts.model.log_index,
     }
 
 
@@ -225,7 +163,6 @@ def _implementation(facts: CertificateFacts) -> dict[str, Any]:
         "engine": training.engine,
         "llmos_version": training.llmos_version,
         "job": training.job,
-        "log_index": training.log_index,
     }
 
 
@@ -237,7 +174,6 @@ def _data(facts: DatasetFacts) -> dict[str, Any]:
         "purposes": list(facts.purposes),
         "units": facts.units,
         "records": facts.records,
-        "log_index": facts.log_index,
     }
 
 
@@ -249,9 +185,9 @@ def _budget(facts: BudgetFacts) -> dict[str, Any]:
         "cap": facts.cap,
         "spent": facts.spent,
         "held": facts.held,
+        "charged": {pool: str(amount) for pool, amount in facts.charged.items()},
         "divergence_unit": "1e-12 nats",
-        "theorem": facts.theorem,
-        "log_index": facts.log_index,
+        "theorem": THEOREMS["filter"],
     }
 
 
@@ -264,7 +200,7 @@ def _leakage(facts: LeakageFacts) -> dict[str, Any]:
         "verdict": document["verdict"],
         "epsilon_lower_bound": document["bound"],
         "record_membership": document["records"]["base_minus_tuned"],
-        "log_index": facts.log_index,
+        "utility": {name: document["quality"][name] for name in _UTILITY},
     }
     if canaries is not None:
         summary["canary_membership"] = canaries["membership"]

@@ -15,6 +15,9 @@ from llmos.kernel import accounting
 from llmos.privacy import PrivacyLoss
 from llmos.reports import plots
 from llmos.reports.arms import Arm, Attack, Secrets, at_least, at_most, read_arm
+from llmos.reports.conclusions import FIXED
+from llmos.reports.evidence import CALCULATED, LOGGED
+from llmos.reports.sentences import Predicate, Sentence
 from llmos.reports.verification import VerifiedCertificate
 
 SPENT_POINTS: Final = 6  # of the curve of epsilon over steps; each costs one accounting
@@ -36,6 +39,23 @@ class Row:
     values: tuple[str, ...]  # one per model
 
 
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A place on the page, and in words what is there."""
+
+    target: str
+    label: str
+
+
+_LINKS: Final = {
+    "records": Link("records", "log entries"),
+    "answers": Link("questions", "open question"),
+    "budget": Link("layer-guarantee", "ledger"),
+    "measured_leakage": Link("measured", "measurement"),
+    "issuer": Link("home", "key of the home"),
+}
+
+
 def render(certificate: VerifiedCertificate | None, documents: Sequence[Mapping[str, Any]]) -> str:
     """Return the page; only a verified certificate can be shown, or none.
 
@@ -45,8 +65,13 @@ def render(certificate: VerifiedCertificate | None, documents: Sequence[Mapping[
 
     Raises:
         MeasurementError: a document is no leak report.
-        VerificationFailed: the certified model's leak report is not the one it was certified with.
+        VerificationFailed: the certified model's leak report is not the one it was certified with,
+            or the certificate is of version 1, which has no sentences to show.
     """
+    if certificate is not None and certificate.records_checked is None:
+        raise VerificationFailed(
+            "a certificate of version 1 has no page any more", hint="make the report again"
+        )
     arms = [read_arm(document) for document in documents]
     if certificate is not None:
         for arm in arms:
@@ -59,6 +84,7 @@ def render(certificate: VerifiedCertificate | None, documents: Sequence[Mapping[
         lstrip_blocks=True,
     )
     environment.filters |= {"figure": figure, "at_most": at_most, "at_least": at_least}
+    environment.filters["evidence"] = evidence
     return environment.get_template("page.html").render(
         title=certificate.model if certificate else ", ".join(arm.model for arm in arms),
         certificate=certificate,
@@ -88,6 +114,33 @@ def figure(value: object) -> str:
             return ", ".join(figure(item) for item in value)
         case _:
             return str(value)
+
+
+def evidence(said: Sentence, predicate: Predicate) -> list[Link]:
+    """Return where on the page what a sentence rests on can be looked up, each place once."""
+    links = [_link(pointer, predicate) for pointer in said["basis"]]
+    return list(dict.fromkeys(links))
+
+
+def _link(pointer: str, predicate: Predicate) -> Link:
+    section, name = [*pointer.split("/")[1:], ""][:2]
+    record = name if section == "records" else _record_of(pointer)
+    if record in predicate["records"]:
+        return Link(f"record-{record}", f"log entry {predicate['records'][record]['log_index']}")
+    if section == "answers" and name:
+        return Link(f"question-{name}", "said by a person")
+    if pointer in CALCULATED:
+        return Link("home", "calculated again")
+    if pointer in FIXED or section == "not_protected":
+        return Link("not-protected", "said of the program")
+    return _LINKS.get(section, Link("home", "signed by the home"))
+
+
+def _record_of(pointer: str) -> str:
+    """Return the record that holds what stands at a pointer, or what it is a part of."""
+    while pointer and pointer not in LOGGED:
+        pointer = pointer.rpartition("/")[0]
+    return LOGGED.get(pointer, "")
 
 
 def tier(epsilon: float) -> str:

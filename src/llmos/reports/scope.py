@@ -1,4 +1,4 @@
-"""What no certificate of this version covers, and what only a person can answer."""
+"""What no certificate of this version covers; sentences point into the list by place."""
 
 from __future__ import annotations
 
@@ -14,13 +14,7 @@ NOT_PROTECTED: Final = (
     "The training data where they are stored and used; encryption and access control guard them.",
     "Running times, memory and other side channels of the machine during training.",
     "Settings chosen after looking at the data by means that the budget ledger did not see.",
+    "Figures of a leak report: they are taken from people's records without noise.",
 )
 
-QUESTIONS: Final = (
-    "Does one value of the unit column stand for everything that one person could be harmed by?",
-    "Is this epsilon acceptable for these data and this use, and who decided so?",
-    "Who may use the model, and could they combine it with other releases from the same people?",
-    "Were data prepared or settings tuned on these records outside this home?",
-    "Is the operator who holds the keys of this home trusted, and is the log witnessed elsewhere?",
-    "What is done when a person asks to be erased after the model was trained?",
-)
+TRUST_MODEL: Final = "central: the operator of this home sees the raw data"

@@ -1,4 +1,7 @@
-"""The theorems that stand behind the ledger's numbers, in words for people."""
+"""The theorems that stand behind the ledger's numbers, in words for people.
+
+Certificates of version 2 hold the words of `pld` and `filter`: other words need a new version.
+"""
 
 from __future__ import annotations
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-import rfc8785
-
 from llmos.crypto import dsse
+from llmos.crypto.notes import Verifier
 from llmos.errors import LlmosError, VerificationFailed
 from llmos.kernel import accounting
 from llmos.privacy import (
@@ -21,11 +19,12 @@ from llmos.privacy import (
     PrivacyUnit,
     mechanism_from_dict,
 )
-from llmos.reports.certificate import DIGEST_FIELD, MEDIA_TYPE, PREDICATE_TYPE, STATEMENT_TYPE
+from llmos.reports import conclusions, evidence
+from llmos.reports.bundle import CertificateFile, open_file, read_json, read_proof
+from llmos.reports.certificate import DIGEST_FIELD, STATEMENT_TYPE
 from llmos.transparency.proofs import LogProof, verify_proof
 from llmos.transparency.public_keys import read_public_keys
 
-LARGEST_FILE_BYTES: Final = 1 << 20
 EPSILON_TOLERANCE: Final = 1e-3  # relative; between what is printed and what is derived again
 
 
@@ -46,6 +45,7 @@ class VerifiedCertificate:
     log_index: int
     log_size: int
     statement: Mapping[str, Any]
+    records_checked: int | None  # log entries that the sentences rest on; None before version 2
 
     @property
     def predicate(self) -> Mapping[str, Any]:
@@ -70,13 +70,25 @@ class VerifiedCertificate:
             "log": self.log,
             "log_index": self.log_index,
             "log_size": self.log_size,
+        } | self._sentences()
+
+    def _sentences(self) -> dict[str, str]:
+        """Say what stands behind the sentences, and how many questions people have answered."""
+        if self.records_checked is None:
+            return {"records": "not checked: a certificate of version 1 carries no log entries"}
+        registry = self.predicate["registry"]
+        missing = ", ".join(registry["missing"])
+        return {
+            "records": f"{self.records_checked} log entries proven; all sentences follow from them "
+            "and from what the home has signed",
+            "registry": f"tier {registry['tier']}" + (f"; open: {missing}" if missing else ""),
         }
 
 
 def verify_bundle(
     data: bytes, public_keys: str, *, model_digest: str | None = None
 ) -> VerifiedCertificate:
-    """Check a certificate file: form, signature, log proof, and the epsilon derived anew.
+    """Check a certificate file: form, signature, log proofs, epsilon and every sentence made anew.
 
     Args:
         data: the file; only the one canonical spelling of its JSON is accepted.
@@ -87,14 +99,16 @@ def verify_bundle(
         VerificationFailed: a check failed; the message says which.
     """
     certificate_key, log_key = read_public_keys(public_keys)
-    envelope, proof = _open_file(data)
-    payload = dsse.open_envelope(envelope, certificate_key, payload_type=dsse.IN_TOTO)
-    entry = verify_proof(proof, log_key)
+    file = open_file(data)
+    payload = dsse.open_envelope(file.envelope, certificate_key, payload_type=dsse.IN_TOTO)
+    entry = verify_proof(file.proof, log_key)
     _check_entry(entry, payload)
-    statement = _read_json(payload, "the signed statement")
-    verified = _read_statement(statement, proof, log_key.name, model_digest)
+    statement = read_json(payload, "the signed statement")
+    verified = _read_statement(statement, file, log_key.name, model_digest)
     if verified.issuer != certificate_key.name:
         raise VerificationFailed(f"the certificate names another issuer: {verified.issuer!r}")
+    if file.records is not None:
+        _check_records(verified, file.records, entry, log_key)
     return verified
 
 
@@ -105,63 +119,9 @@ def verify_log_proof(data: bytes, public_keys: str) -> dict[str, Any]:
         VerificationFailed: a check failed; the message says which.
     """
     _, log_key = read_public_keys(public_keys)
-    proof = _read_proof(_read_json(data, "the log proof"))
+    proof = read_proof(read_json(data, "the log proof"))
     entry = verify_proof(proof, log_key)
     return {"log": log_key.name, "log_index": proof.index, "log_size": proof.size, "entry": entry}
-
-
-def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in fields:
-            raise VerificationFailed(f"the field {name!r} is there twice")
-        fields[name] = value
-    return fields
-
-
-def _read_json(data: bytes, what: str) -> dict[str, Any]:
-    """Read an object that is spelt canonically (RFC 8785), so that every byte of it matters."""
-    if len(data) > LARGEST_FILE_BYTES:
-        raise VerificationFailed(f"{what} is larger than {LARGEST_FILE_BYTES} bytes")
-    try:
-        value = json.loads(data, object_pairs_hook=_unique)
-        canonical = rfc8785.dumps(value)
-    except (ValueError, RecursionError) as error:  # also bad UTF-8, NaN and numbers out of range
-        raise VerificationFailed(f"{what} is not JSON that can be read") from error
-    if canonical != data:
-        raise VerificationFailed(f"{what} is not in canonical form; some byte was changed")
-    if not isinstance(value, dict):
-        raise VerificationFailed(f"{what} is not a JSON object")
-    return value
-
-
-def _open_file(data: bytes) -> tuple[dict[str, Any], LogProof]:
-    """Take the file apart; what is not signed or proven may not be in it."""
-    fields = _read_json(data, "the certificate")
-    if set(fields) != {"mediaType", "envelope", "log_proof"}:
-        raise VerificationFailed(f"the certificate has other fields than ours: {sorted(fields)}")
-    if fields["mediaType"] != MEDIA_TYPE:
-        raise VerificationFailed(f"this is not a privacy certificate but {fields['mediaType']!r}")
-    match fields["envelope"]:
-        case {
-            "payload": str(),
-            "payloadType": str(),
-            "signatures": [{"keyid": str(), "sig": str(), **signature_rest}],
-            **envelope_rest,
-        } if not signature_rest and not envelope_rest:
-            envelope: dict[str, Any] = fields["envelope"]
-        case _:
-            raise VerificationFailed("the certificate's envelope has fields that are not ours")
-    if not isinstance(fields["log_proof"], dict):
-        raise VerificationFailed("the certificate has no log proof")
-    return envelope, _read_proof(fields["log_proof"])
-
-
-def _read_proof(fields: Mapping[str, Any]) -> LogProof:
-    proof = LogProof.from_dict(fields)
-    if proof.to_dict() != fields:
-        raise VerificationFailed("the log proof has fields that are not ours")
-    return proof
 
 
 def _check_entry(entry: Any, payload: bytes) -> None:  # noqa: ANN401 - any JSON value may come
@@ -176,10 +136,11 @@ def _check_entry(entry: Any, payload: bytes) -> None:  # noqa: ANN401 - any JSON
 
 
 def _read_statement(
-    statement: Mapping[str, Any], proof: LogProof, log: str, model_digest: str | None
+    statement: Mapping[str, Any], file: CertificateFile, log: str, model_digest: str | None
 ) -> VerifiedCertificate:
-    if (statement.get("_type"), statement.get("predicateType")) != (STATEMENT_TYPE, PREDICATE_TYPE):
-        raise VerificationFailed("the signed statement is not a privacy certificate of version 1")
+    types = (statement.get("_type"), statement.get("predicateType"))
+    if types != (STATEMENT_TYPE, file.predicate_type):
+        raise VerificationFailed("the signed statement is not a privacy certificate of its version")
     try:
         (subject,) = statement["subject"]
         predicate = statement["predicate"]
@@ -202,9 +163,10 @@ def _read_statement(
             mechanism=mechanism,
             production=predicate["implementation"]["production"],
             log=log,
-            log_index=proof.index,
-            log_size=proof.size,
+            log_index=file.proof.index,
+            log_size=file.proof.size,
             statement=statement,
+            records_checked=None if file.records is None else len(file.records),
         )
         measured = predicate["measured_leakage"]
         bound = None if measured is None else measured["epsilon_lower_bound"]
@@ -232,4 +194,47 @@ def _check_figures(verified: VerifiedCertificate, lower: float, model_digest: st
         raise VerificationFailed(
             f"the model at hand has SHA-256 {model_digest}, the certified one {verified.digest}",
             hint="the certificate belongs to another model, or the model's files were changed",
+        )
+
+
+def _check_records(
+    verified: VerifiedCertificate,
+    proofs: Mapping[str, LogProof],
+    entry: Mapping[str, Any],
+    log_key: Verifier,
+) -> None:
+    """Hold the predicate against the log entries that it rests on, and its sentences against it."""
+    predicate = verified.predicate
+    try:
+        _check_subject(verified, entry)
+        _check_replace_one(verified)
+        evidence.check(predicate, proofs, log_key)
+        conclusions.check(predicate)
+    except VerificationFailed:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, LlmosError) as error:
+        raise VerificationFailed(
+            f"the signed statement lacks or misuses a field: {error}"
+        ) from error
+
+
+def _check_subject(verified: VerifiedCertificate, entry: Mapping[str, Any]) -> None:
+    """Hold the predicate against the statement's subject and the certificate's own log entry."""
+    deployment = verified.predicate["deployment"]
+    if (deployment["model"], deployment["digest"]) != (verified.model, {"sha256": verified.digest}):
+        raise VerificationFailed("the subject is not the model that the certificate is about")
+    about = (deployment["issued_by"], f"Model::{verified.model}")
+    if (entry.get("actor"), entry.get("resource")) != about:
+        raise VerificationFailed("its log entry has another actor or is about another model")
+
+
+def _check_replace_one(verified: VerifiedCertificate) -> None:
+    printed = verified.predicate["guarantee"]["replace_one_epsilon"]
+    if printed is None:
+        return
+    derived = accounting.epsilon(verified.mechanism, verified.loss.delta, Neighboring.REPLACE_ONE)
+    if not math.isclose(float(printed), derived, rel_tol=EPSILON_TOLERANCE, abs_tol=1e-12):
+        raise VerificationFailed(
+            f"the certificate says epsilon {printed:.6g} for replace-one, its mechanism gives "
+            f"{derived:.6g}"
         )

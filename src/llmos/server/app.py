@@ -8,7 +8,7 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
 from llmos.models.runtimes import Runtimes
-from llmos.server import witness
+from llmos.server import login, witness
 from llmos.server.authentication import authenticate
 from llmos.server.headers import identify
 from llmos.server.limits import limit_body, limit_concurrency
@@ -31,7 +31,7 @@ def build_app(
 
     There is no CORS layer: a page of another origin is never allowed to read an answer.
     """
-    app = Starlette(routes=[*routes(parts, runtimes), *witness.routes(parts)])
+    app = Starlette(routes=[*routes(parts, runtimes), *witness.routes(parts), *login.routes(parts)])
     layer: ASGIApp = app.router
     layer = limit_concurrency(layer, max_concurrent_requests)
     layer = authenticate(layer, parts.kernel.identity.authenticate)

@@ -10,9 +10,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmos.errors import AuthenticationError
 from llmos.kernel.identity import Principal
-from llmos.server import witness
+from llmos.server import login, witness
 
-PUBLIC_PATHS = frozenset({"/health", witness.PATH})  # a checkpoint carries its own signature
+# A checkpoint carries its own signature; who logs in has no key yet.
+PUBLIC_PATHS = frozenset({"/health", witness.PATH, login.PATH})
 
 
 def authenticate(app: ASGIApp, verify: Callable[[str], Principal]) -> ASGIApp:

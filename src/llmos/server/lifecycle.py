@@ -1,58 +1,20 @@
-"""The server's life: bind, tell that it is ready, serve, and end its answers when asked to stop."""
+"""The life of the models' server: bind, record it, tell that it is ready, and serve."""
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from socket import socket
-from typing import TYPE_CHECKING, Final
-
-import uvicorn
-from starlette.types import ASGIApp
+from typing import TYPE_CHECKING
 
 from llmos.kernel.policy import Action
 from llmos.models.loading import resolve_device
 from llmos.models.runtimes import Runtimes
 from llmos.server.app import build_app
-from llmos.server.binding import TlsFiles, bind, check_binding, tls_files
+from llmos.server.binding import bind, check_binding, tls_files
+from llmos.server.listener import base_url, make_server
 
 if TYPE_CHECKING:
     from llmos.system import System
-
-SHUTDOWN_GRACE_S: Final = 10  # answers still under way after this are cut off
-
-
-class Server(uvicorn.Server):
-    """uvicorn that tells when it is ready, and returns after a signal instead of raising it."""
-
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
-        """Serve as configured; `on_ready` is called when connections are accepted."""
-        super().__init__(config)
-        self._on_ready = on_ready
-
-    async def startup(self, sockets: list[socket] | None = None) -> None:
-        """Start, then report it."""
-        await super().startup(sockets)
-        self._on_ready()
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Turn SIGINT and SIGTERM into a graceful end for the time of the block."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {
-            number: signal.signal(number, self.handle_exit)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def serve_system(
@@ -81,31 +43,5 @@ def serve_system(
         details = {"host": host, "tls": tls is not None}
         with kernel.monitor.act(kernel.principal(), Action.SERVE, kernel.home, details=details):
             pass
-        url = base_url(listening, host, tls)
+        url = base_url(listening, host, secure=tls is not None)
         make_server(app, tls, lambda: on_ready(url)).run(sockets=[listening])
-
-
-def make_server(app: ASGIApp, tls: TlsFiles | None, on_ready: Callable[[], None]) -> Server:
-    """Configure the server: HTTP/1.1, no access log, no headers that name its software."""
-    config = uvicorn.Config(
-        app,
-        loop="asyncio",
-        http="h11",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        log_level="critical",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=SHUTDOWN_GRACE_S,
-        ssl_certfile=None if tls is None else tls.certificate,
-        ssl_keyfile=None if tls is None else tls.private_key,
-    )
-    return Server(config, on_ready)
-
-
-def base_url(listening: socket, host: str, tls: TlsFiles | None) -> str:
-    """Return the URL of a listening socket, with the port that it really has."""
-    shown = f"[{host}]" if ":" in host else host
-    return f"{'http' if tls is None else 'https'}://{shown}:{listening.getsockname()[1]}"

@@ -16,12 +16,17 @@ from llmos.errors import (
     InvalidField,
     LlmosError,
     PromptTooLong,
+    StorageFull,
     TooManyRequests,
     UnknownModel,
 )
 from llmos.server.schema import Json
 
 _LOG = logging.getLogger("llmos.server")
+_NO_ROOM = (
+    "the server's disk is full: nothing can be recorded, so nothing is done until its operator "
+    "has freed some space"
+)
 _INTERNAL = int(HTTPStatus.INTERNAL_SERVER_ERROR)
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -62,6 +67,8 @@ def error_response(error: Exception, request_id: str) -> JSONResponse:
         headers["WWW-Authenticate"] = 'Bearer realm="llmos"'
     if isinstance(error, TooManyRequests):
         headers["Retry-After"] = "1"
+    if isinstance(error, StorageFull):
+        headers["Retry-After"] = "60"
     return JSONResponse(error_body(error, request_id), status, headers)
 
 
@@ -71,6 +78,8 @@ def error_body(error: Exception, request_id: str) -> Json:
     if status >= _INTERNAL:
         _log(error, request_id)
         message = f"the server could not answer; its log knows this as {request_id}"
+        if isinstance(error, StorageFull):
+            message = f"{_NO_ROOM}; its log knows this as {request_id}"
     elif isinstance(error, LlmosError):
         message = f"{error.message} ({error.hint})" if error.hint else error.message
     else:

@@ -1,8 +1,9 @@
-"""What differs in a log that does not agree with itself: read from a copy, without any key.
+"""What differs in a log that does not agree with itself: read without any key.
 
 For a home that refuses to start. Every stored hash is compared with what lies below it, and the
 tree over the entries is computed anew, so that it can be told whether an entry or only a hash was
-changed. The copy is made outside the home: SQLite would write beside a file that it reads.
+changed. Of SQLite's files a copy is read, outside the home: SQLite would write beside a file that
+it reads. On PostgreSQL it is one snapshot, in a transaction that cannot write.
 """
 
 from __future__ import annotations
@@ -10,19 +11,23 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+from sqlalchemy.exc import DatabaseError
 
 from llmos.crypto import merkle
 from llmos.crypto.notes import Checkpoint, Verifier, open_note
+from llmos.databases.postgresql import PostgreSQL
 from llmos.errors import HomeMissing, StorageError, VerificationFailed
 from llmos.transparency.public_keys import read_public_keys
 
 MOST_DIFFERENCES: Final = 1000  # a log that was replaced differs everywhere
 _COPY_ATTEMPTS: Final = 20
+_Query = Callable[[str], Iterable[Any]]  # SQL to rows
 _FILES: Final = ("kernel.db", "kernel.db-wal")
 
 
@@ -47,21 +52,29 @@ class Inspection:
     differences: tuple[Difference, ...]  # the first MOST_DIFFERENCES of them
 
 
-def inspect(home: Path) -> Inspection:
+def inspect(home: Path, database: PostgreSQL | None = None) -> Inspection:
     """Compare every entry, hash, count and checkpoint of a home's log; change nothing.
+
+    Args:
+        home: the home.
+        database: where its kernel.db is; none: in the home.
 
     Raises:
         HomeMissing: there is no kernel.db.
         StorageError: it cannot be read, or is being written all the time.
     """
     log_key = _log_key(home)
-    with _copied(home) as copy, closing(sqlite3.connect(copy)) as database:
+    with _opened_copy(home) if database is None else _opened_snapshot(database) as query:
         found = _Findings([])
         entries, as_signed = 0, False
         try:
-            entries, as_signed = _compare(database, log_key, found)
-        except sqlite3.DatabaseError as error:
-            found.add("kernel.db", f"it cannot be read as a database: {error}")
+            entries, as_signed = _compare(query, log_key, found)
+        except (sqlite3.DatabaseError, DatabaseError) as error:
+            fault = database and isinstance(error, DatabaseError) and database.fault(error)
+            if fault:
+                raise fault from error
+            said = getattr(error, "orig", error)
+            found.add("kernel.db", f"it cannot be read as a database: {said}")
         return Inspection(entries, log_key is not None, as_signed, tuple(found.differences))
 
 
@@ -74,14 +87,12 @@ class _Findings:
             self.differences.append(Difference(where, what))
 
 
-def _compare(
-    database: sqlite3.Connection, log_key: Verifier | None, found: _Findings
-) -> tuple[int, bool]:
+def _compare(query: _Query, log_key: Verifier | None, found: _Findings) -> tuple[int, bool]:
     """Return how many entries there are, and whether they are those of the newest checkpoint."""
-    size = _last_index(database) + 1
-    checkpoints = _checkpoints(database, log_key, size, found)
-    computed = _entries(database, {head.size for head in checkpoints}, found)
-    _inner_hashes(database, size, found)
+    size = _last_index(query) + 1
+    checkpoints = _checkpoints(query, log_key, size, found)
+    computed = _entries(query, {head.size for head in checkpoints}, found)
+    _inner_hashes(query, size, found)
     for head in checkpoints:
         if head.size in computed and computed[head.size] != head.root:
             found.add(_named(head.size), "its root is not that of the entries")
@@ -89,18 +100,18 @@ def _compare(
     return size, as_signed
 
 
-def _last_index(database: sqlite3.Connection) -> int:
-    query = "SELECT max(idx) FROM log_entries WHERE typeof(idx) = 'integer'"
-    (last,) = database.execute(query).fetchone()
-    return -1 if last is None else max(int(last), -1)
+def _last_index(query: _Query) -> int:
+    # not max(): on SQLite a text in an index's place would be larger than every number
+    indices = (index for (index,) in query("SELECT idx FROM log_entries ORDER BY idx DESC"))
+    return next((max(index, -1) for index in indices if isinstance(index, int)), -1)
 
 
 def _checkpoints(
-    database: sqlite3.Connection, log_key: Verifier | None, size: int, found: _Findings
+    query: _Query, log_key: Verifier | None, size: int, found: _Findings
 ) -> list[Checkpoint]:
     """Read the checkpoints that can be read; the newest must be of the whole log."""
     read = []
-    for key, note in database.execute("SELECT size, note FROM log_checkpoints ORDER BY size"):
+    for key, note in query("SELECT size, note FROM log_checkpoints ORDER BY size"):
         try:
             text = _opened(note, log_key)
             head = Checkpoint.parse(text)
@@ -128,12 +139,12 @@ def _opened(note: object, log_key: Verifier | None) -> str:
     return note.rpartition("\n\n")[0] + "\n"
 
 
-def _entries(database: sqlite3.Connection, wanted: set[int], found: _Findings) -> dict[int, bytes]:
+def _entries(query: _Query, wanted: set[int], found: _Findings) -> dict[int, bytes]:
     """Compare entries with their hashes; return the roots over them at the wanted sizes.
 
     After an entry that is missing no root can be computed any more.
     """
-    rows = database.execute(
+    rows = query(
         "SELECT e.idx, e.data, n.hash FROM log_entries e "
         "LEFT JOIN log_nodes n ON n.level = 0 AND n.idx = e.idx ORDER BY e.idx"
     )
@@ -170,9 +181,9 @@ def _grow(nodes: dict[tuple[int, int], bytes], index: int, leaf: bytes) -> None:
         del nodes[covered]
 
 
-def _inner_hashes(database: sqlite3.Connection, size: int, found: _Findings) -> None:
+def _inner_hashes(query: _Query, size: int, found: _Findings) -> None:
     """Compare each hash with the two below it, and name those that belong to no entry."""
-    rows = database.execute(
+    rows = query(
         "SELECT n.level, n.idx, n.hash, l.hash, r.hash FROM log_nodes n "
         "LEFT JOIN log_nodes l ON l.level = n.level - 1 AND l.idx = 2 * n.idx "
         "LEFT JOIN log_nodes r ON r.level = n.level - 1 AND r.idx = 2 * n.idx + 1 "
@@ -227,6 +238,19 @@ def _log_key(home: Path) -> Verifier | None:
         return read_public_keys((home / "home.pub").read_text())[1]
     except (OSError, UnicodeDecodeError, VerificationFailed):
         return None
+
+
+@contextmanager
+def _opened_copy(home: Path) -> Iterator[_Query]:
+    with _copied(home) as copy, closing(sqlite3.connect(copy)) as database:
+        yield database.execute
+
+
+@contextmanager
+def _opened_snapshot(database: PostgreSQL) -> Iterator[_Query]:
+    """Read from one snapshot; the rows of a query are all in memory at once."""
+    with database.snapshot() as connection:
+        yield connection.exec_driver_sql
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The verbs on people, programs, their keys and the policy."""
+"""The verbs on people, programs and their keys."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from llmos.errors import ConfigError, UnknownModel
-from llmos.kernel.identity import IssuedKey, Principal, Role
+from llmos.kernel.identity import IssuedKey, Kind, Principal
 from llmos.kernel.kernel import Kernel
 from llmos.kernel.policy import Action
 from llmos.workflows.parts import Parts
@@ -26,21 +26,42 @@ class AccessVerbs:
         user: str | None = None,
         label: str = "",
         models: Sequence[str] = (),
+        actions: Sequence[str] = (),
+        purpose: str | None = None,
         days: int | None = None,
     ) -> IssuedKey:
-        """Make an API key; its token is shown once."""
+        """Make an API key; its token is shown once. What is given narrows it, nothing widens it.
+
+        Raises:
+            UnknownModel: there is no such model.
+            ConfigError: there is no such action.
+        """
         known = {entry.name for entry in self.parts.registry.models()}
         for model in models:
             if model not in known:
                 raise UnknownModel(f"no model {model!r}", hint="`llmos model ls` lists them")
+        if unknown := sorted(set(actions) - set(Action)):
+            raise ConfigError(f"unknown action {unknown[0]!r}", hint=f"one of: {', '.join(Action)}")
         owner = self._kernel.identity.principal(user or self.parts.who.name)
         expires = None if days is None else datetime.now(UTC) + timedelta(days=days)
-        details = {"owner": owner.name, "models": list(models) or ["*"], "label": label}
+        details = {
+            "owner": owner.name,
+            "models": list(models) or ["*"],
+            "actions": list(actions) or ["*"],
+            "purpose": purpose,
+            "label": label,
+        }
         with self._kernel.monitor.act(
             self.parts.who, Action.MANAGE_KEYS, self._kernel.home, details=details, context={}
         ) as conn:
             return self._kernel.identity.create_key(
-                conn, owner, label, frozenset(models) or None, expires
+                conn,
+                owner,
+                label,
+                frozenset(models) or None,
+                expires,
+                actions=frozenset(actions) or None,
+                purpose=purpose,
             )
 
     def keys(self) -> list[dict[str, Any]]:
@@ -51,9 +72,12 @@ class AccessVerbs:
                 "principal": key.principal,
                 "label": key.label,
                 "models": ["*"] if key.models is None else sorted(key.models),
+                "actions": ["*"] if key.actions is None else sorted(key.actions),
+                "purpose": key.purpose,
                 "created_at": key.created_at,
                 "expires_at": key.expires_at,
                 "revoked_at": key.revoked_at,
+                "last_used_at": key.last_used_at,
             }
             for key in self._kernel.identity.keys()  # noqa: SIM118 - not a mapping's
         ]
@@ -69,49 +93,26 @@ class AccessVerbs:
         ) as conn:
             self._kernel.identity.revoke_key(conn, key_id)
 
-    def add_user(self, name: str, roles: Sequence[str]) -> Principal:
-        """Add a person or program.
+    def rotate_key(self, key_id: str, *, overlap: timedelta) -> IssuedKey:
+        """Issue a key with the same rights; the old one ends after the overlap."""
+        from llmos.workflows import people
+
+        return people.rotate_key(key_id, overlap, self.parts.who, self.parts)
+
+    def add_user(self, name: str, roles: Sequence[str], *, kind: str = "person") -> Principal:
+        """Add a person, or a service account.
 
         Raises:
-            ConfigError: a role is unknown.
+            ConfigError: a role or the kind is unknown.
             PrincipalExists: the name is taken.
         """
-        if unknown := sorted(set(roles) - set(Role)):
-            raise ConfigError(f"unknown role {unknown[0]!r}", hint=f"one of: {', '.join(Role)}")
-        with self._kernel.monitor.act(
-            self.parts.who,
-            Action.MANAGE_KEYS,
-            self._kernel.home,
-            details={"user": name, "roles": sorted(roles)},
-            context={},
-        ) as conn:
-            return self._kernel.identity.add_principal(
-                conn, name, frozenset(Role(role) for role in roles)
-            )
+        from llmos.workflows import people
 
-    def test_policy(
-        self, user: str, action: str, dataset: str | None, model: str | None, purpose: str
-    ) -> dict[str, Any]:
-        """Ask the policy what it would decide, without acting."""
         try:
-            asked = Action(action)
+            wanted = Kind(kind)
         except ValueError:
-            raise ConfigError(
-                f"unknown action {action!r}", hint=f"one of: {', '.join(Action)}"
-            ) from None
-        resource = self._kernel.home
-        if dataset is not None:
-            resource = self.parts.datasets.card(dataset).resource
-        elif model is not None:
-            resource = self.parts.registry.model(model).resource
-        decision = self._kernel.policy.decide(
-            self._kernel.identity.principal(user), asked, resource, {"purpose": purpose}
-        )
-        return {
-            "allowed": decision.allowed,
-            "policies": list(decision.policies),
-            "reason": decision.reason,
-        }
+            raise ConfigError(f"unknown kind {kind!r}", hint=f"one of: {', '.join(Kind)}") from None
+        return people.add(name, frozenset(roles), wanted, self.parts.who, self.parts)
 
     @property
     def _kernel(self) -> Kernel:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy import select
+
 from llmos.kernel.kernel import Kernel
+from llmos.kernel.schema import principals
 from llmos.workflows.parts import Parts
 
 if TYPE_CHECKING:
@@ -27,13 +30,20 @@ class ApprovalVerbs:
         return self._facts(self._kernel.approvals.approval(approval_id))
 
     def decide(self, approval_id: str, *, approve: bool) -> dict[str, Any]:
-        """Approve or refuse what another person proposed."""
-        from llmos.workflows import decide
+        """Approve or refuse what another person proposed; an erasure has a `receipt` then."""
+        from llmos.workflows import decide, erase, shred
 
-        return self._facts(decide.run(approval_id, self.parts.who, self.parts, approve=approve))
+        decided = decide.run(approval_id, self.parts.who, self.parts, approve=approve)
+        facts = self._facts(decided)
+        if decided.act == erase.ACT and approve:
+            reports = self._kernel.config.home / "reports"
+            facts["receipt"] = str(shred.receipt_path(reports, approval_id))
+        return facts
 
     def _facts(self, approval: Approval) -> dict[str, Any]:
-        names = {principal.id: principal.name for principal in self._kernel.identity.principals()}
+        with self._kernel.store.read() as conn:  # those who were disabled since, too
+            rows = conn.execute(select(principals.c.id, principals.c.name))
+            names = {row.id: row.name for row in rows}
         people = {"proposer": names[approval.proposer]}
         if approval.decider is not None:
             people["decider"] = names[approval.decider]

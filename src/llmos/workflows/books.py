@@ -79,7 +79,7 @@ def _check_structure(store: Store) -> None:
     with store.read() as conn:
         if conn.dialect.name == "sqlite":
             found = conn.exec_driver_sql("PRAGMA integrity_check(1)").scalar_one()
-            _require(found == "ok", store.path.name, "structure")
+            _require(found == "ok", str(store.database), "structure")
 
 
 def _recorded(log: AuditLog) -> dict[str, _Recorded]:

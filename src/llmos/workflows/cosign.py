@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import httpx
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, delete, func, insert, select
 
 from llmos.crypto.notes import Checkpoint, encode_base64, open_note
 from llmos.errors import (
@@ -86,7 +86,9 @@ def _keep(conn: Connection, size: int, note: str, partner: str, line: str) -> No
         (log_checkpoints, {"size": size, "note": note}),
         (log_cosignatures, {"size": size, "partner": partner, "line": line}),
     ):
-        conn.execute(insert(table).prefix_with("OR REPLACE").values(row))
+        same = (table.c[column.name] == row[column.name] for column in table.primary_key)
+        conn.execute(delete(table).where(*same))
+        conn.execute(insert(table).values(row))
 
 
 def _ask(client: httpx.Client, partner: Partner, note: str, head: Checkpoint, parts: Parts) -> str:

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Final
+
+from sqlalchemy import Connection
 
 from llmos.kernel.approvals import Approval
 from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action
-from llmos.workflows import raise_cap
+from llmos.workflows import change_policy, erase, export, raise_cap, shred
 from llmos.workflows.parts import Parts
 
-_ACTS: Final = {raise_cap.ACT: raise_cap.perform}
+# What is done when an act is approved, one line an act.
+_ACTS: Final[Mapping[str, Callable[[Connection, Approval], None]]] = MappingProxyType(
+    {
+        raise_cap.ACT: raise_cap.perform,
+        erase.ACT: erase.perform,
+        change_policy.ACT: change_policy.perform,
+        export.ACT: export.perform,
+    }
+)
 
 
 def run(approval_id: str, who: Principal, parts: Parts, *, approve: bool) -> Approval:
@@ -34,4 +46,5 @@ def run(approval_id: str, who: Principal, parts: Parts, *, approve: bool) -> App
         decided = kernel.approvals.decide(conn, who, approval_id, approve=approve)
         if approve:
             _ACTS[asked.act](conn, decided)
+    shred.finish(parts)
     return decided

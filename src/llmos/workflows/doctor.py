@@ -12,11 +12,12 @@ from typing import Any, Final
 import torch
 
 from llmos.config import Config
-from llmos.errors import LlmosError
+from llmos.errors import LlmosError, PolicyError
 from llmos.jobs.jobs import Jobs
 from llmos.kernel import kernel as kernels
+from llmos.kernel.policy import Policy
 from llmos.models.loading import resolve_device
-from llmos.workflows import books, vault
+from llmos.workflows import books, change_policy, vault
 
 _ENOUGH_DISK_BYTES: Final = 2 << 30
 _ENOUGH_MEMORY_BYTES: Final = 4 << 30
@@ -43,6 +44,7 @@ def run(config: Config) -> list[Finding]:
         "disk": _disk,
         "device": _device,
         "home": _home,
+        "policies": _policies,
     }
     findings = []
     for name, check in checks.items():
@@ -90,3 +92,19 @@ def _home(config: Config) -> tuple[bool, str]:
     entries = kernel.auditlog.verify().size
     books.check(kernel, Jobs(kernel.store, config.home))
     return True, f"{config.home}: log of {entries} entries verified, ledger equals its events"
+
+
+def _policies(config: Config) -> tuple[bool, str]:
+    """Say which policies are in force, and whether the log knows of them."""
+    if not config.home.exists():
+        return True, "none yet"
+    kernel = kernels.open_kernel(config)
+    digest = kernel.policy.digest
+    if change_policy.recorded(kernel) not in {digest, None}:
+        return False, f"{digest[:12]} are in force, which the log does not know of"
+    try:
+        draft = Policy.load(config.home / "policy").digest
+    except PolicyError as error:
+        return True, f"{digest[:12]} are in force; the drafts are not valid: {error.message}"
+    same = "" if draft == digest else "; the drafts differ: llmos policy apply proposes them"
+    return True, f"{digest[:12]} are in force{same}"

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmos.data.canaries import DEFAULT_TEMPLATE, make_canaries
-from llmos.data.datasets import DatasetCard, DatasetTerms
+from llmos.data.datasets import DatasetCard
 from llmos.data.importers import Columns, read_rows
+from llmos.data.terms import DatasetTerms
 from llmos.errors import DataError
 from llmos.kernel.identity import Principal
 from llmos.privacy import Classification, PrivacyLoss, PrivacyUnit, check_delta, check_epsilon

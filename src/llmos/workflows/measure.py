@@ -71,7 +71,7 @@ class _Probe:
 
 
 def run(models: Sequence[str], who: Principal, parts: Parts) -> Measured:
-    """Measure adapters; models of one base and dataset share the base model's pass.
+    """Measure adapters; models of one base, dataset and purpose share a pass.
 
     Raises:
         UnknownModel: a name is not known.
@@ -86,9 +86,9 @@ def run(models: Sequence[str], who: Principal, parts: Parts) -> Measured:
                 hint="measure a model that `llmos train` made",
             )
     reports: dict[str, LeakReport] = {}
-    for base, dataset in sorted({(entry.base or "", entry.card["dataset"]) for entry in entries}):
-        same = [e for e in entries if (e.base, e.card["dataset"]) == (base, dataset)]
-        for report in _measure_together(same, base, dataset, who, parts):
+    for shared in sorted({_shared(entry) for entry in entries}):
+        same = [entry for entry in entries if _shared(entry) == shared]
+        for report in _measure_together(same, who, parts):
             reports[report.model] = report
     ordered = tuple(reports[entry.name] for entry in entries)
     files = tuple(_write(report, who, parts) for report in ordered)
@@ -103,10 +103,17 @@ def report_path(home: Path, model: str) -> Path:
     return home / "reports" / f"{model}.leak.json"
 
 
+def _shared(entry: ModelEntry) -> tuple[str, str, str]:
+    """Return base, dataset and purpose: adapters that share them are measured in one pass."""
+    request = TrainRequest.model_validate(entry.card["request"])
+    return entry.base or "", entry.card["dataset"], request.purpose
+
+
 def _measure_together(
-    entries: Sequence[ModelEntry], base: str, dataset: str, who: Principal, parts: Parts
+    entries: Sequence[ModelEntry], who: Principal, parts: Parts
 ) -> list[LeakReport]:
     kernel = parts.kernel
+    base, dataset, purpose = _shared(entries[0])
     card = parts.datasets.card(dataset)
     objects = {card.object_id, card.holdout_object_id, card.canary_object_id}
     with kernel.monitor.admit(
@@ -116,8 +123,8 @@ def _measure_together(
         key=f"measure-{'-'.join(e.name for e in entries)}",
         objects=frozenset(objects | {entry.location for entry in entries}),
         charge=None,
-        context={},
-        details={"models": [entry.name for entry in entries]},
+        context={"purpose": purpose},
+        details={"models": [entry.name for entry in entries], "purpose": purpose},
     ) as grant:
         folder = parts.registry.folder(parts.registry.model(base))
         loaded = load_base(folder, resolve_device(kernel.config.device))

@@ -27,6 +27,16 @@ def write(path: Path, data: bytes) -> None:
             draft.unlink(missing_ok=True)
 
 
+def remove(path: Path) -> None:
+    """Remove a file that an earlier run wrote, if it is there.
+
+    Raises:
+        StorageError: it cannot be removed.
+    """
+    with _refusals(path):
+        path.unlink(missing_ok=True)
+
+
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
     """Write a new folder that only its owner can enter, and return its files.
 

@@ -68,7 +68,7 @@ def predict_seconds(
     own_tokens = card.characters / _CHARACTERS_PER_TOKEN  # a shared beginning is run once in all
     kept = prefix.pays(
         int(card.records * per_record * each_bytes),
-        request.steps * request.batch / card.units,
+        request.steps * request.batch / request.units,
         Performance(),
     )
     frozen_flops = _frozen_flops_per_token(request, config) * (own_tokens if kept else tokens)

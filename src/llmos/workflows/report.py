@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Final
 from llmos.attacks import leak
 from llmos.attacks.leak import LeakReport
 from llmos.data.datasets import DatasetCard
-from llmos.errors import MeasurementError, ModelError
+from llmos.errors import DataError, MeasurementError, ModelError
 from llmos.kernel import accounting
 from llmos.kernel.auditlog import LogEntry
 from llmos.kernel.identity import Principal
@@ -21,8 +22,9 @@ from llmos.kernel.store import now
 from llmos.models.registry import ModelEntry, ModelKind
 from llmos.privacy import Neighboring, PrivacyLoss
 from llmos.reports import certificate as certificates
-from llmos.reports import page, verification
-from llmos.reports.certificate import (
+from llmos.reports import page, questions, verification
+from llmos.reports.evidence import found_at
+from llmos.reports.facts import (
     BudgetFacts,
     CertificateFacts,
     DatasetFacts,
@@ -31,14 +33,16 @@ from llmos.reports.certificate import (
     ModelFacts,
     TrainingFacts,
 )
-from llmos.reports.theorems import THEOREMS
+from llmos.reports.questions import Answer, read_answers
 from llmos.transparency import proofs
+from llmos.transparency.proofs import LogProof
 from llmos.workflows import outputs
 from llmos.workflows.measure import guarantee, report_path
 from llmos.workflows.parts import Parts
 from llmos.workflows.training_plan import TrainRequest
 
 _PAGE_OF_LOG: Final = 1000
+_LARGEST_ANSWERS_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +52,19 @@ class ReportFiles:
     certificate: Path | None
     page: Path
     public_keys: Path
+    registry: Path | None = None  # the record for the deployments registry, from tier 1 upwards
+    tier: int = 0  # of that record
+    missing: tuple[str, ...] = ()  # questions that keep it from tier 3
 
-    def to_dict(self) -> dict[str, str | None]:
-        """Return the paths as text."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the paths as text, and what the registry's record lacks."""
         return {
             "certificate": None if self.certificate is None else str(self.certificate),
             "page": str(self.page),
             "public_keys": str(self.public_keys),
+            "registry": None if self.registry is None else str(self.registry),
+            "registry_tier": self.tier,
+            "open_questions": list(self.missing),
         }
 
 
@@ -65,18 +75,21 @@ def run(
     *,
     compare: Sequence[str] = (),
     folder: Path | None = None,
+    answers: Path | None = None,
 ) -> ReportFiles:
-    """Write the certificate, the page and the public keys into a folder.
+    """Write the certificate, the registry's record, the page and the public keys into a folder.
 
     Raises:
         UnknownModel: a name is not known.
         ModelError: the model is a base model.
         MeasurementError: a model has not been measured.
+        DataError: the answers cannot be used; nothing was written.
         LeakFound: the measurement refutes the guarantee; nothing is certified.
     """
     entry = parts.registry.model(model)
     if entry.kind is not ModelKind.ADAPTER:
         raise ModelError(f"{model} is a base model: nothing of this home was trained into it")
+    said = {} if answers is None else open_answers(answers)
     reports = [read_report(name, parts) for name in (model, *compare)]
     home = parts.kernel.config.home
     folder = folder or home / "reports"
@@ -84,17 +97,64 @@ def run(
     outputs.write(public_keys, parts.kernel.public_keys.encode())
     card = parts.datasets.card(entry.card["dataset"])
     loss = guarantee(entry, card, parts)
-    verified = path = None
-    if loss is not None:
-        data = _certify(entry, card, loss, reports[0], who, parts)
-        verified = verification.verify_bundle(
-            data, parts.kernel.public_keys, model_digest=entry.digest
-        )
-        path = folder / f"{model}.certificate.json"
-        outputs.write(path, data)
+    documents = [leak.to_document(report) for report in reports]
     html = folder / f"{model}.report.html"
-    outputs.write(html, page.render(verified, [leak.to_document(r) for r in reports]).encode())
-    return ReportFiles(path, html, public_keys)
+    if loss is None:
+        outputs.write(html, page.render(None, documents).encode())
+        return ReportFiles(None, html, public_keys)
+    data = _certify(_facts(entry, card, loss, reports[0], said, who, parts), entry, who, parts)
+    verified = verification.verify_bundle(data, parts.kernel.public_keys, model_digest=entry.digest)
+    path = folder / f"{model}.certificate.json"
+    outputs.write(path, data)
+    outputs.write(html, page.render(verified, documents).encode())
+    registry = verified.predicate["registry"]
+    record = _write_record(registry, folder / f"{model}.registry.json")
+    return ReportFiles(
+        path, html, public_keys, record, registry["tier"], tuple(registry["missing"])
+    )
+
+
+def _write_record(registry: Mapping[str, Any], path: Path) -> Path | None:
+    """Write the registry's record if it reaches a tier; take that of an earlier report away."""
+    if not registry["tier"]:
+        outputs.remove(path)
+        return None
+    text = json.dumps(registry["record"], ensure_ascii=False, indent=2)
+    outputs.write(path, f"{text}\n".encode())
+    return path
+
+
+def write_questions(path: Path) -> None:
+    """Write the form of all questions for people to fill in.
+
+    Raises:
+        DataError: there is a file, or the name has another suffix than .toml.
+        StorageError: it cannot be written.
+    """
+    if path.suffix != ".toml" or path.exists():
+        raise DataError(f"{path} is there already or no .toml file", hint="name a new .toml file")
+    outputs.write(path, questions.form().encode())
+
+
+def open_answers(path: Path) -> dict[str, Answer]:
+    """Read people's answers from a TOML or JSON file, by its suffix.
+
+    Raises:
+        DataError: it cannot be read, or an answer in it cannot be used.
+    """
+    if path.suffix not in {".toml", ".json"}:
+        raise DataError(
+            f"{path} is neither .toml nor .json",
+            hint="`llmos report MODEL --questions FILE.toml` writes a form",
+        )
+    try:
+        with path.open("rb") as file:
+            data = file.read(_LARGEST_ANSWERS_BYTES + 1)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    if len(data) > _LARGEST_ANSWERS_BYTES:
+        raise DataError(f"{path} is larger than {_LARGEST_ANSWERS_BYTES} bytes")
+    return read_answers(data, toml=path.suffix == ".toml")
 
 
 def read_report(model: str, parts: Parts) -> LeakReport:
@@ -122,31 +182,15 @@ def read_report(model: str, parts: Parts) -> LeakReport:
     return leak.from_json(data)
 
 
-def _certify(
-    entry: ModelEntry,
-    card: DatasetCard,
-    loss: PrivacyLoss,
-    report: LeakReport,
-    who: Principal,
-    parts: Parts,
-) -> bytes:
+def _certify(facts: CertificateFacts, entry: ModelEntry, who: Principal, parts: Parts) -> bytes:
     """Sign the certificate, log its hash and return it with the proof that it is logged."""
     kernel = parts.kernel
-    facts = _facts(entry, card, loss, report, who, parts)
     envelope = certificates.seal(facts, kernel.certificate_key)
     details = certificates.log_details(envelope)
     with kernel.monitor.act(who, Action.REPORT, entry.resource, details=details, context={}):
         pass
-    index = _newest(
-        parts,
-        lambda e: (
-            e["action"] == Action.REPORT
-            and e["details"].get(certificates.DIGEST_FIELD) == details[certificates.DIGEST_FIELD]
-        ),
-    )
-    if index is None:
-        raise MeasurementError("the certificate's own log entry is missing")
-    return certificates.bundle(envelope, proofs.prove(kernel.auditlog, index))
+    own = _newest(parts, {"own": {"/action": str(Action.REPORT), **_details(details)}})
+    return certificates.bundle(envelope, proofs.prove(kernel.auditlog, own["own"]), facts.evidence)
 
 
 def _facts(
@@ -154,24 +198,17 @@ def _facts(
     card: DatasetCard,
     loss: PrivacyLoss,
     report: LeakReport,
+    answers: Mapping[str, Answer],
     who: Principal,
     parts: Parts,
 ) -> CertificateFacts:
-    job = entry.card["job"]
-    reservation = parts.kernel.budget.reservation(job)
+    request = TrainRequest.model_validate(entry.card["request"])
+    reservation = parts.kernel.budget.reservation(entry.card["job"])
     base = parts.registry.model(entry.base or "")
-    document = leak.to_document(report)
-    digest = hashlib.sha256(leak.to_json(report)).hexdigest()
-
-    def found(step: str) -> int | None:
-        return _newest(
-            parts, lambda e: e["details"].get("step") == step and _concerns(e, job, entry)
-        )
-
     return CertificateFacts(
         issued_at=now(),
-        curator=f"home {parts.kernel.home_id}, {who.name}",
-        intended_use=", ".join(card.purposes),
+        issued_by=who.name,
+        purpose=request.purpose,
         model=ModelFacts(
             name=entry.name,
             digest=entry.digest,
@@ -179,41 +216,59 @@ def _facts(
             base=base.name,
             base_digest=base.digest,
             base_licence=str(base.card.get("licence", "unknown")),
-            log_index=found("publish"),
         ),
         guarantee=GuaranteeFacts(
             loss=loss,
             mechanism=reservation.mechanism,
             accountant=f"privacy loss distribution, dp-accounting {version('dp-accounting')}",
             discretization=accounting.FINE_INTERVAL,
-            theorem=THEOREMS["pld"],
             replace_one_epsilon=accounting.epsilon(
                 reservation.mechanism, loss.delta, Neighboring.REPLACE_ONE
             ),
-            log_index=found("settle"),
         ),
-        training=_training_facts(entry, job, found("fit")),
+        training=_training_facts(entry, request),
         dataset=DatasetFacts(
             name=card.name,
             fingerprint=card.fingerprint,
             classification=card.classification,
             purposes=card.purposes,
-            units=card.units,
+            units=TrainRequest.model_validate(entry.card["request"]).units,
             records=card.records,
-            log_index=_newest(
-                parts, lambda e: e["details"].get("canary_commitment") == card.canary_commitment
-            ),
         ),
-        budget=_budget_facts(card.name, parts),
-        leakage=LeakageFacts(
-            document,
-            _newest(parts, lambda e: e["details"].get("leak_report_sha256") == digest),
-        ),
+        budget=_budget_facts(card.name, reservation.costs, parts),
+        evidence=_evidence(entry, card, report, parts),
+        leakage=LeakageFacts(leak.to_document(report)),
+        answers=answers,
     )
 
 
-def _training_facts(entry: ModelEntry, job: str, log_index: int | None) -> TrainingFacts:
-    request = TrainRequest.model_validate(entry.card["request"])
+def _evidence(
+    entry: ModelEntry, card: DatasetCard, report: LeakReport, parts: Parts
+) -> dict[str, LogProof]:
+    """Prove the newest log entry of each act that the certificate rests on."""
+    job = {"job": entry.card["job"]}
+    digest = hashlib.sha256(leak.to_json(report)).hexdigest()
+    wanted: dict[str, dict[str, object]] = {
+        "import": {
+            "/action": str(Action.IMPORT_DATA),
+            "/outcome": "done",
+            "/resource": str(card.resource),
+            **_details({"fingerprint": card.fingerprint}),
+        },
+        "fit": {"/outcome": "admitted", **_details(job | {"step": "fit"})},
+        "settle": {"/outcome": "settled", **_details(job)},
+        "publish": {"/outcome": "done", **_details(job | {"step": "publish"})},
+        "measure": {
+            "/outcome": "done",
+            "/resource": str(entry.resource),
+            **_details({"leak_report_sha256": digest}),
+        },
+    }
+    log = parts.kernel.auditlog
+    return {name: proofs.prove(log, index) for name, index in _newest(parts, wanted).items()}
+
+
+def _training_facts(entry: ModelEntry, request: TrainRequest) -> TrainingFacts:
     plan = request.plan
     parameters = {
         "expected_batch_units": plan.expected_batch_units,
@@ -234,12 +289,11 @@ def _training_facts(entry: ModelEntry, job: str, log_index: int | None) -> Train
         released=("the adapter after the last step",),
         engine="llmos.engines.dp",
         llmos_version=version("llmos"),
-        job=job,
-        log_index=log_index,
+        job=entry.card["job"],
     )
 
 
-def _budget_facts(dataset: str, parts: Parts) -> BudgetFacts:
+def _budget_facts(dataset: str, charged: Mapping[str, int], parts: Parts) -> BudgetFacts:
     pool = parts.kernel.budget.pool(dataset)
     return BudgetFacts(
         epsilon=pool.epsilon,
@@ -248,21 +302,30 @@ def _budget_facts(dataset: str, parts: Parts) -> BudgetFacts:
         cap=pool.cap,
         spent=pool.spent,
         held=pool.held,
-        theorem=THEOREMS["filter"],
+        charged=charged,
     )
 
 
-def _concerns(entry: dict[str, Any], job: str, model: ModelEntry) -> bool:
-    details = entry["details"]
-    return bool(details.get("job") == job or details.get("output") == model.name)
+def _details(fields: Mapping[str, object]) -> dict[str, object]:
+    return {f"/details/{name}": value for name, value in fields.items()}
 
 
-def _newest(parts: Parts, matches: Callable[[dict[str, Any]], bool]) -> int | None:
-    """Return the index of the newest log entry that matches."""
-    found = None
+def _newest(parts: Parts, wanted: Mapping[str, Mapping[str, object]]) -> dict[str, int]:
+    """Return the index of the newest log entry that has all the values wanted at their pointers.
+
+    Raises:
+        MeasurementError: there is none.
+    """
+    found: dict[str, int] = {}
     for logged in _entries(parts):
-        if matches(logged.fields):
-            found = logged.index
+        for name, values in wanted.items():
+            if all(found_at(logged.fields, place) == value for place, value in values.items()):
+                found[name] = logged.index
+    if missing := sorted(set(wanted) - set(found)):
+        raise MeasurementError(
+            f"the log has no entry of {', '.join(missing)}: there is nothing to rest on",
+            hint="train and measure the model in this home",
+        )
     return found
 
 

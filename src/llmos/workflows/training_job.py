@@ -17,7 +17,7 @@ from llmos.engines.dp.randomness import Randomness
 from llmos.engines.dp.sampling import TrainingRecord
 from llmos.engines.dp.trainer import FitResult, fit
 from llmos.errors import JobCancelled, JobInterrupted, UnaccountableMechanism
-from llmos.jobs.jobs import Job, Jobs, JobState
+from llmos.jobs.jobs import Job, JobState
 from llmos.kernel import accounting
 from llmos.kernel.identity import Principal
 from llmos.kernel.kernel import Kernel
@@ -27,6 +27,8 @@ from llmos.models import lora
 from llmos.models.encoding import encode
 from llmos.models.loading import load_base, resolve_device
 from llmos.privacy import PrivacyUnit
+from llmos.workflows import checkpoints
+from llmos.workflows.checkpoints import Checkpoints
 from llmos.workflows.parts import Parts
 from llmos.workflows.training_plan import TrainRequest
 from llmos.workflows.training_view import OnStep, Viewer
@@ -52,21 +54,12 @@ class TrainingJob:
         card = self.parts.datasets.card(request.dataset)
         if card.fingerprint != request.fingerprint:
             raise UnaccountableMechanism(f"{card.name} changed after this job was planned")
-        action, resource, context = act(request, card)
         start = time.monotonic()
-        with self.parts.kernel.monitor.admit(
-            self.who,
-            action,
-            resource,
-            key=job.id,
-            objects=frozenset(filter(None, (card.object_id, job.checkpoint))),
-            charge=charge(request, card),
-            context=context,
-            details={"step": "fit", "resumed": job.checkpoint is not None, **public(request)},
-        ) as grant:
-            fitted, object_id, digest = self._fit_under(grant, job, request, card)
-        if fitted.steps < request.steps:
-            self._stopped(job, fitted.steps)
+        while (outcome := self._fit_admitted(job, request, card)) is None:
+            job = self.parts.jobs.job(job.id)
+            if request.noise_multiplier is None:
+                job = checkpoints.drop(job, self.parts)
+        fitted, object_id, digest = outcome
         return {
             "adapter": object_id,
             "digest": digest,
@@ -78,8 +71,39 @@ class TrainingJob:
             "self_test": {"gradient_norms_against_autograd": fitted.self_tested},
         }
 
+    def _fit_admitted(
+        self, job: Job, request: TrainRequest, card: DatasetCard
+    ) -> tuple[FitResult, str, str] | None:
+        """Fit under a grant; None if the data lost a unit and the fit is to go on without it.
+
+        With privacy that is from the checkpoint on: its steps were charged, and what is left is a
+        neighbouring dataset. Without it nothing bounds what the steps hold, so all are done anew.
+        """
+        action, resource, context = act(request, card)
+        erased = self.parts.datasets.erased(card)
+        with self.parts.kernel.monitor.admit(
+            self.who,
+            action,
+            resource,
+            key=job.id,
+            objects=frozenset(filter(None, (card.object_id, job.checkpoint))),
+            charge=charge(request, card),
+            context=context,
+            details={"step": "fit", "resumed": job.checkpoint is not None, **public(request)},
+        ) as grant:
+            fitted, object_id, digest = self._fit_under(grant, job, request, card, erased)
+        lost = self.parts.datasets.erased(card) != erased
+        if fitted.steps < request.steps:
+            if self.interrupt.is_set() or not lost or self.parts.jobs.job(job.id).cancel_requested:
+                self._stopped(job, fitted.steps)
+            return None
+        if lost and request.noise_multiplier is None:
+            self.parts.kernel.vault.delete(object_id)
+            return None
+        return fitted, object_id, digest
+
     def _fit_under(
-        self, grant: Grant, job: Job, request: TrainRequest, card: DatasetCard
+        self, grant: Grant, job: Job, request: TrainRequest, card: DatasetCard, erased: int
     ) -> tuple[FitResult, str, str]:
         kernel = self.parts.kernel
         base = self.parts.registry.model(request.model)
@@ -95,9 +119,8 @@ class TrainingJob:
         )
         self._base_dtype = str(next(loaded.model.parameters()).dtype).removeprefix("torch.")
         adapter = lora.attach(loaded.model, request.lora, seed=request.seed)
-        saver = _Checkpoints(
-            kernel, self.parts.jobs, grant, job, charged=request.noise_multiplier is not None
-        )
+        charged = request.noise_multiplier is not None
+        saver = Checkpoints(self.parts, grant, job, card, charged=charged, erased=erased)
         fitted = fit(
             adapter,
             records,
@@ -110,7 +133,7 @@ class TrainingJob:
             save=saver.save,
             save_every_s=request.checkpoint_every_s,
             on_step=Viewer(request, card, self.on_step).show,
-            stop=lambda: self.interrupt.is_set() or self._cancelled(job.id),
+            stop=lambda: self.interrupt.is_set() or self._must_stop(job.id, card, erased),
         )
         if fitted.steps < request.steps:
             return fitted, "", ""
@@ -213,40 +236,13 @@ class TrainingJob:
             hint=f"go on with: llmos jobs resume {job.id}",
         )
 
-    def _cancelled(self, job_id: str) -> bool:
-        """Look at the job's row once a second: another process may ask it to stop."""
+    def _must_stop(self, job_id: str, card: DatasetCard, erased: int) -> bool:
+        """Look once a second whether another process cancelled the job or erased a person."""
         if time.monotonic() - self._cancel_checked < _CANCEL_POLL_S:
             return False
         self._cancel_checked = time.monotonic()
-        return self.parts.jobs.job(job_id).cancel_requested
-
-
-@dataclass(slots=True)
-class _Checkpoints:
-    """Saves states in the one safe order: charge, write, point to it, delete the one before."""
-
-    kernel: Kernel
-    jobs: Jobs
-    grant: Grant
-    job: Job
-    charged: bool
-    _newest: str | None = None
-
-    def __post_init__(self) -> None:
-        self._newest = self.job.checkpoint
-
-    def save(self, state: bytes, steps: int) -> None:
-        if self.charged:
-            self.grant.progress(steps)
-        object_id = self.kernel.vault.put("checkpoint", state)
-        with ExitStack() as undo:
-            undo.callback(self.kernel.vault.delete, object_id)
-            with self.kernel.store.transaction() as conn:
-                self.jobs.set_checkpoint(conn, self.job, object_id)
-            undo.pop_all()
-        before, self._newest = self._newest, object_id
-        if before is not None:
-            self.kernel.vault.delete(before)
+        lost = self.parts.datasets.erased(card) != erased
+        return lost or self.parts.jobs.job(job_id).cancel_requested
 
 
 def _model_card(

@@ -126,7 +126,7 @@ class TrainPlan:
         layers = f"the last {request.last_layers} blocks" if request.last_layers else "all blocks"
         lines = {
             "data": f"{card.name} ({card.classification}): {card.records} records of "
-            f"{card.units} {unit}s; purpose {request.purpose}",
+            f"{card.units} {unit}s{_erased(card)}; purpose {request.purpose}",
             "model": f"{request.model} -> {request.output}, LoRA rank {request.rank} on {layers}",
         }
         if request.noise_multiplier is None:
@@ -168,6 +168,10 @@ class TrainPlan:
         }
 
 
+def _erased(card: DatasetCard) -> str:
+    return f", {card.erased_units} of them erased" if card.erased_units else ""
+
+
 def _taken(pool: PoolState, cost: int) -> str:
     share, left = cost / pool.cap, pool.remaining_share
     after = f"{left - share:.1%} afterwards" if share <= left else "NOT ENOUGH: it would be refused"
@@ -195,14 +199,14 @@ def make_plan(options: TrainOptions, parts: Parts) -> TrainPlan:
     output = options.output or f"{card.name}-{'private' if options.private else 'nonprivate'}"
     _refuse_taken(parts, output)
     pools = kernel.budget.charged(card.name, options.purpose)
-    batch = options.batch or _default_batch(card.units, private=options.private)
-    steps = options.steps or max(1, math.ceil(options.epochs * card.units / batch))
+    batch = options.batch or _default_batch(card.units_left, private=options.private)
+    steps = options.steps or max(1, math.ceil(options.epochs * card.units_left / batch))
     delta = options.delta if options.delta is not None else pools[0].delta
-    if batch > card.units:
-        raise InvalidPrivacyParameter("batch", batch, f"at most the {card.units} units")
+    if batch > card.units_left:
+        raise InvalidPrivacyParameter("batch", batch, f"at most the {card.units_left} units")
     noise_multiplier = None
     if options.epsilon is not None and options.private:
-        noise_multiplier = calibrate_noise(batch / card.units, steps, options.epsilon, delta)
+        noise_multiplier = calibrate_noise(batch / card.units_left, steps, options.epsilon, delta)
     request = TrainRequest(
         **options.model_dump(
             include={
@@ -224,7 +228,7 @@ def make_plan(options: TrainOptions, parts: Parts) -> TrainPlan:
         output=output,
         epsilon=options.epsilon if options.private else None,
         delta=delta if options.private else None,
-        units=card.units,
+        units=card.units_left,
         batch=batch,
         steps=steps,
         noise_multiplier=noise_multiplier,

@@ -1,4 +1,4 @@
-"""Verify a certificate or a log proof offline: no home, no database, no network."""
+"""Verify a certificate, an erasure receipt or a log proof offline: no home, no network."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmos.errors import VerificationFailed
-from llmos.reports import verification
+from llmos.reports import erasure_receipt, receipt_verification, verification
 
 
 def run(file: Path, keys: Path | None) -> dict[str, Any]:
@@ -28,13 +28,16 @@ def run(file: Path, keys: Path | None) -> dict[str, Any]:
             f"there are no public keys at {key_file}",
             hint="name the home's public key file with --key",
         ) from error
-    if _is_certificate(data):
+    fields = _fields(data)
+    if fields.get("mediaType") == erasure_receipt.MEDIA_TYPE:
+        return receipt_verification.verify_receipt(data, public_keys)
+    if "envelope" in fields:
         return verification.verify_bundle(data, public_keys).summary()
     return verification.verify_log_proof(data, public_keys)
 
 
-def _is_certificate(data: bytes) -> bool:
+def _fields(data: bytes) -> dict[str, Any]:
     try:
-        return "envelope" in dict(json.loads(data))
+        return dict(json.loads(data))
     except (ValueError, TypeError, RecursionError) as error:
         raise VerificationFailed("the file is not JSON: it was cut or changed") from error

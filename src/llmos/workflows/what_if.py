@@ -64,11 +64,11 @@ def run(
     card, budget = parts.datasets.card(dataset), parts.kernel.budget
     pools = budget.charged(dataset, purpose)
     delta = pools[0].delta if delta is None else check_delta(delta)
-    if not 1 <= batch <= card.units:
-        raise InvalidPrivacyParameter("batch", batch, f"from 1 to the {card.units} units")
+    if not 1 <= batch <= card.units_left:
+        raise InvalidPrivacyParameter("batch", batch, f"from 1 to the {card.units_left} units")
     if steps < 1:
         raise InvalidPrivacyParameter("steps", steps, "1 or more")
-    rate = batch / card.units
+    rate = batch / card.units_left
     match epsilon, noise_multiplier:
         case float(), None:
             noise = calibrate_noise(rate, steps, check_epsilon(epsilon), delta)

@@ -13,6 +13,7 @@ def bobs_key(typed: Type, tmp_path: Path) -> Path:
     made = typed("key", "create", "--user", "bob", "--json").value
     file = tmp_path / "bob.key"
     file.write_text(made["token"])
+    file.chmod(0o600)
     return file
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 
 import pytest
+from tests.databases import outside
 from tests.unit.cli.conftest import Type
 
 from llmos.config import Config
@@ -25,8 +24,8 @@ def plain(tmp_path: Path) -> Path:
 
 
 def change(home: Path, statement: str) -> None:
-    with closing(sqlite3.connect(home / "kernel.db")) as database, database:
-        database.execute(statement)
+    with outside(home) as conn:
+        conn.exec_driver_sql(statement)
 
 
 def contents(home: Path) -> dict[str, bytes]:
@@ -44,7 +43,7 @@ def test_a_changed_log_is_refused_and_inspection_names_the_place(
         0,
         "1 entries, their hashes and the signed checkpoint agree\n",
     )
-    change(plain, "INSERT INTO log_nodes VALUES (3, 0, zeroblob(32))")
+    change(plain, "INSERT INTO log_nodes SELECT 3, 0, hash FROM log_nodes")
     refused = typing(plain)("log", "show")
     assert refused.status == 10
     assert "`llmos log inspect` says what differs" in refused.err

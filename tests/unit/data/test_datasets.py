@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select, text, update
+from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError as DatabaseRefusal
+from tests.databases import open_store, refuse
 
 from llmos.config import load
 from llmos.data.canaries import CanaryBook, make_canaries
-from llmos.data.datasets import DatasetCard, Datasets, DatasetTerms
+from llmos.data.datasets import DatasetCard, Datasets
 from llmos.data.records import Record, RecordFormat
+from llmos.data.terms import DatasetTerms
 from llmos.errors import (
     DataError,
     DatasetExists,
@@ -30,7 +32,6 @@ from llmos.kernel import schema
 from llmos.kernel.identity import Principal, Role
 from llmos.kernel.kernel import Kernel
 from llmos.kernel.policy import Action
-from llmos.kernel.store import Store
 from llmos.privacy import Classification, PrivacyLoss, PrivacyUnit
 
 MARKER = "zanzibarite"  # a word that stands nowhere but in the records
@@ -97,7 +98,7 @@ def import_pairs(
 
 def traces(kernel: Kernel) -> dict[str, int]:
     """Count what an import could have left behind."""
-    keys = Store.open(kernel.config.home / "keys.db", schema.KEYS)
+    keys = open_store(kernel.config.home / "keys.db", schema.KEYS)
     with kernel.store.read() as conn, keys.read() as keys_conn:
         counts = {
             table.name: conn.execute(select(func.count()).select_from(table)).scalar_one()
@@ -175,6 +176,8 @@ def test_the_log_holds_hashes_and_counts_and_no_content(
     assert details["fingerprint"] == card.fingerprint
     assert details["canary_commitment"] == card.canary_commitment
     assert details["records"] == card.records
+    assert (details["unit"], details["classification"]) == (card.unit_column, card.classification)
+    assert details["purposes"] == list(card.purposes)
     written = json.dumps(entry)
     assert MARKER not in written
     assert not any(canary.secret in written or canary.unit in written for canary in book.canaries)
@@ -259,13 +262,8 @@ def test_when_the_catalogue_cannot_be_written_the_objects_go_too(
     table: str, kernel: Kernel, datasets: Datasets, steward: Principal
 ) -> None:
     with kernel.store.transaction() as conn:
-        conn.execute(
-            text(
-                f"CREATE TRIGGER no BEFORE INSERT ON {table} "
-                "BEGIN SELECT RAISE(ABORT, 'no room'); END"
-            )
-        )
-    with pytest.raises(DatabaseRefusal, match="no room"):
+        refuse(conn, "INSERT", table)
+    with pytest.raises(DatabaseRefusal, match="no more"):
         import_pairs(datasets, steward, book=make_canaries(3))
     assert traces(kernel) == NOTHING
     kernel.auditlog.verify()
@@ -274,16 +272,9 @@ def test_when_the_catalogue_cannot_be_written_the_objects_go_too(
 def test_when_the_last_object_cannot_be_written_the_first_go_too(
     kernel: Kernel, datasets: Datasets, steward: Principal
 ) -> None:
-    keys = Store.open(kernel.config.home / "keys.db", schema.KEYS)
-    with keys.transaction() as conn:
-        conn.execute(
-            text(
-                "CREATE TRIGGER no BEFORE INSERT ON object_keys WHEN NEW.kind = 'canaries' "
-                "BEGIN SELECT RAISE(ABORT, 'no room'); END"
-            )
-        )
-    keys.close()
-    with pytest.raises(DatabaseRefusal, match="no room"):
+    with kernel.vault._store.transaction() as conn:
+        refuse(conn, "INSERT", "object_keys", when="NEW.kind = 'canaries'")
+    with pytest.raises(DatabaseRefusal, match="no more"):
         import_pairs(datasets, steward)
     assert traces(kernel) == NOTHING
     kernel.auditlog.verify()
@@ -349,7 +340,7 @@ def test_another_datasets_records_and_book_are_noticed(
             .values(object_id=other.object_id)
         )
     grant = Only(everything(card).object_ids | everything(other).object_ids)
-    with pytest.raises(IntegrityError, match="fingerprint"):
+    with pytest.raises(TamperedObject, match="does not belong to its unit and its place"):
         list(datasets.open_records(datasets.card("ward-7"), grant))
     with pytest.raises(IntegrityError, match="commitment"):
         datasets.open_canaries(replace(card, canary_object_id=other.canary_object_id), grant)

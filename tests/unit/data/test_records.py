@@ -7,11 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmos.data.records import Record, decode_records, encode_records, fingerprint
+from llmos.data.records import Record, decode_records, encode_record, fingerprint
 from llmos.errors import IntegrityError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))  # a lone surrogate is no text
 RECORDS = st.lists(st.builds(Record, TEXT, TEXT, TEXT))
+
+
+def encode_records(records: list[Record]) -> bytes:
+    """Write the stored form of older homes."""
+    return b"".join(encode_record(record) + b"\n" for record in records)
 
 
 @given(RECORDS)

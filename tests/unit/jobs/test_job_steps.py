@@ -13,6 +13,7 @@ import rfc8785
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.exc import IntegrityError as SqlIntegrityError
+from tests.databases import open_store
 from tests.jobs import Home, Results, raising, returning, unexpected
 
 from llmos.errors import (
@@ -23,12 +24,13 @@ from llmos.errors import (
 )
 from llmos.jobs.jobs import Job, JobState, Step
 from llmos.kernel import schema
-from llmos.kernel.store import Store
+
+pytestmark = pytest.mark.databases
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Home]:
-    with closing(Store.open(tmp_path / "kernel.db", schema.KERNEL)) as store:
+    with closing(open_store(tmp_path / "kernel.db", schema.KERNEL)) as store:
         yield Home(tmp_path, store)
 
 
@@ -186,6 +188,7 @@ def test_a_job_that_another_run_ended_is_not_ended_again(home: Home) -> None:
     assert home.jobs.job(job_id).state is JobState.DONE
 
 
+@pytest.mark.sqlite("the disk of its file")
 def test_a_result_that_cannot_be_stored_is_a_typed_error_and_costs_one_step(home: Home) -> None:
     job_id = home.submit()
     with home.process(job_id, "no-room") as process:

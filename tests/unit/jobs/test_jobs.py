@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.databases import open_store
 from tests.jobs import Home, Results, raising, returning, unexpected
 
 from llmos.errors import (
@@ -21,12 +22,13 @@ from llmos.errors import (
 )
 from llmos.jobs.jobs import Job, JobState
 from llmos.kernel import schema
-from llmos.kernel.store import Store
+
+pytestmark = pytest.mark.databases
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Home]:
-    with closing(Store.open(tmp_path / "kernel.db", schema.KERNEL)) as store:
+    with closing(open_store(tmp_path / "kernel.db", schema.KERNEL)) as store:
         yield Home(tmp_path, store)
 
 
@@ -104,7 +106,7 @@ def test_a_killed_job_goes_on_with_the_step_that_was_cut_off(home: Home) -> None
             home.jobs.run(job_id, {"one": unexpected})
         first.send_signal(signal.SIGKILL)
         assert first.wait() == -signal.SIGKILL
-    assert not home.jobs.is_live(job_id)
+    home.wait_until_free(job_id)
     assert home.jobs.job(job_id).state is JobState.RUNNING, "to be shown as interrupted"
     with home.process(job_id) as second:
         assert second.communicate() == ("", ""), "it prints nothing of its own"
@@ -177,6 +179,7 @@ def test_jobs_of_two_threads_run_at_the_same_time(home: Home) -> None:
     assert {home.jobs.job(job_id).state for job_id in ids} == {JobState.DONE}
 
 
+@pytest.mark.sqlite("its lock file")
 def test_the_files_of_jobs_are_for_their_owner_only(home: Home) -> None:
     before = os.umask(0)
     try:

@@ -9,21 +9,24 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 from sqlalchemy.exc import IntegrityError
+from tests.databases import open_store
 
 from llmos.crypto import dsse
 from llmos.crypto.notes import NoteKey
 from llmos.errors import ApprovalConflict, UnknownApproval, VerificationFailed
 from llmos.kernel import schema
 from llmos.kernel.approvals import RECORD_TYPE, Approval, Approvals, ApprovalState
-from llmos.kernel.identity import Identity, Principal, Role
+from llmos.kernel.identity import Identity, Kind, Principal, Role
 from llmos.kernel.store import Store
+
+pytestmark = pytest.mark.databases
 
 KEY = NoteKey("llmos.test/certificates", bytes(range(32)))
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    with closing(Store.open(tmp_path / "kernel.db", schema.KERNEL)) as store:
+    with closing(open_store(tmp_path / "kernel.db", schema.KERNEL)) as store:
         yield store
 
 
@@ -137,3 +140,56 @@ def test_the_database_itself_refuses_one_person_for_both(
     ):
         conn.execute(update(schema.approvals).values(decider=people[0].id))
     assert approvals.approval(asked.id) == asked
+
+
+@pytest.mark.parametrize("part", ["asks", "decides"])
+def test_a_service_account_is_neither_of_the_two(
+    store: Store, approvals: Approvals, people: tuple[Principal, Principal], part: str
+) -> None:
+    identity = Identity(store, bytes(32))
+    with store.transaction() as conn:
+        robot = identity.add_principal(conn, "robot", frozenset({Role.STEWARD}), Kind.SERVICE)
+        issued = identity.create_key(conn, robot, "cron", None, None)
+    keyed = identity.authenticate(issued.token)
+    if part == "asks":
+        with pytest.raises(ApprovalConflict, match="service account"):
+            propose(approvals, keyed)
+        assert approvals.approvals() == ()
+        return
+    asked = propose(approvals, people[0])
+    for approve in (True, False):
+        with pytest.raises(ApprovalConflict, match="service account"):
+            decide(approvals, keyed, asked, approve=approve)
+    assert approvals.approval(asked.id) == asked
+
+
+def use(approvals: Approvals, who: Principal, subject: str = "patients", eps: float = 4.0) -> str:
+    with approvals.store.transaction() as conn:
+        return approvals.use(conn, who, "raise-cap", subject, {"epsilon": eps})
+
+
+def test_an_approval_is_used_once_by_who_asked_and_for_nothing_else(
+    approvals: Approvals, people: tuple[Principal, Principal]
+) -> None:
+    ada, bob = people
+    asked = propose(approvals, ada)
+    with pytest.raises(UnknownApproval, match="nobody has approved"):
+        use(approvals, ada)  # it is open
+    decided = decide(approvals, bob, asked, approve=True)
+    for who, subject, eps in ((bob, "patients", 4.0), (ada, "wards", 4.0), (ada, "patients", 5.0)):
+        with pytest.raises(UnknownApproval):
+            use(approvals, who, subject, eps)
+    assert approvals.approval(asked.id) == decided
+    assert use(approvals, ada) == asked.id
+    assert approvals.approval(asked.id).used_at is not None
+    with pytest.raises(UnknownApproval):
+        use(approvals, ada)
+
+
+def test_a_refused_approval_cannot_be_used(
+    approvals: Approvals, people: tuple[Principal, Principal]
+) -> None:
+    ada, bob = people
+    decide(approvals, bob, propose(approvals, ada), approve=False)
+    with pytest.raises(UnknownApproval):
+        use(approvals, ada)

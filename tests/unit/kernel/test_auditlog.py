@@ -17,6 +17,7 @@ import rfc8785
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, delete, event, insert, select, update
+from tests.databases import open_store
 
 from llmos.crypto import merkle
 from llmos.crypto.notes import Checkpoint, NoteKey, open_note, sign_note
@@ -28,13 +29,15 @@ from llmos.kernel.store import Store
 from llmos.transparency.audit_paths import verify_consistency
 from llmos.transparency.proofs import LogProof, prove, prove_consistency, verify_proof
 
+pytestmark = pytest.mark.databases
+
 KEY = NoteKey("llmos.local/0123", bytes(range(32)))
 STRANGER = NoteKey("llmos.local/0123", bytes(32))
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store.open(tmp_path / "kernel.db", KERNEL, busy_timeout_s=30.0)
+    opened = open_store(tmp_path / "kernel.db", KERNEL, busy_timeout_s=30.0)
     yield opened
     opened.close()
 
@@ -97,7 +100,7 @@ def test_an_entry_that_is_no_json_is_refused_and_nothing_is_written(
 @settings(max_examples=25, deadline=None)
 def test_any_batches_make_the_tree_that_single_entries_make(sizes: list[int]) -> None:
     with TemporaryDirectory() as folder:
-        store = Store.open(Path(folder) / "kernel.db", KERNEL)
+        store = open_store(Path(folder) / "kernel.db", KERNEL)
         log, grown = AuditLog(store, KEY), 0
         for size in sizes:
             with store.transaction() as conn:
@@ -405,7 +408,7 @@ def test_a_kept_checkpoint_reveals_rewritten_history(log: AuditLog, tmp_path: Pa
     assert log.verify(kept=kept).size == 9
     folder = tmp_path / "rewritten"
     folder.mkdir()
-    rewritten = AuditLog(Store.open(folder / "kernel.db", KERNEL), KEY)
+    rewritten = AuditLog(open_store(folder / "kernel.db", KERNEL), KEY)
     with rewritten.store.transaction() as conn:
         rewritten.append(conn, entry(0))
     with pytest.raises(TamperedLog, match="has 1 entries and had 5"):
@@ -421,6 +424,7 @@ def test_a_kept_checkpoint_reveals_rewritten_history(log: AuditLog, tmp_path: Pa
     rewritten.store.close()
 
 
+@pytest.mark.sqlite("its query plans")
 def test_an_append_never_scans_the_log(log: AuditLog) -> None:
     fill(log, 7)
     with log.store.transaction() as conn:
@@ -449,8 +453,8 @@ from pathlib import Path
 from llmos.crypto.notes import NoteKey
 from llmos.kernel.auditlog import AuditLog
 from llmos.kernel.schema import KERNEL
-from llmos.kernel.store import Store
-store = Store.open(Path(sys.argv[1]) / "kernel.db", KERNEL)
+from tests.databases import open_store
+store = open_store(Path(sys.argv[1]) / "kernel.db", KERNEL)
 log = AuditLog(store, NoteKey("llmos.local/0123", bytes(range(32))))
 for number in range(15):
     with log.store.transaction() as conn:
@@ -469,6 +473,7 @@ def test_processes_write_one_log(log: AuditLog, tmp_path: Path) -> None:
         assert numbers == list(range(15))
 
 
+@pytest.mark.sqlite("its columns may hold values of any type")
 @pytest.mark.parametrize(
     "change",
     [

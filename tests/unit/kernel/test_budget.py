@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from sqlalchemy import insert, select, update
 from sqlalchemy.exc import IntegrityError
+from tests.databases import open_store
 
 from llmos.errors import (
     BudgetExceeded,
@@ -31,6 +32,8 @@ from llmos.kernel import accounting, caps, schema
 from llmos.kernel.budget import Balance, Budget, PoolState, Reservation, ReservationState
 from llmos.kernel.store import Store
 from llmos.privacy import Mechanism, Neighboring, PoissonSampledGaussian, PrivacyLoss, PrivacyUnit
+
+pytestmark = pytest.mark.databases
 
 DATA = "patients"
 PRINT = "f" * 64
@@ -97,7 +100,7 @@ def abort(store: Store, key: str) -> Reservation:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    with closing(Store.open(tmp_path / "kernel.db", schema.KERNEL)) as store:
+    with closing(open_store(tmp_path / "kernel.db", schema.KERNEL)) as store:
         add_dataset(store)
         yield store
 
@@ -326,9 +329,9 @@ from pathlib import Path
 from llmos.errors import BudgetExceeded
 from llmos.kernel import schema
 from llmos.kernel.budget import Budget
-from llmos.kernel.store import Store
+from tests.databases import open_store
 from llmos.privacy import PoissonSampledGaussian
-store = Store.open(Path(sys.argv[1]), schema.KERNEL)
+store = open_store(Path(sys.argv[1]), schema.KERNEL, busy_timeout_s=600)
 budget, refused, admitted = Budget(store), 0, 0
 for number in range(12):
     job = PoissonSampledGaussian(0.05, 4.0, 60 + 20 * (number % 3))
@@ -412,10 +415,10 @@ def test_a_raised_cap_keeps_the_order_and_is_an_event(store: Store, budget: Budg
     assert budget.pool(DATA) == raised
 
 
-def test_processes_together_never_overspend(store: Store, budget: Budget) -> None:
+def test_processes_together_never_overspend(store: Store, budget: Budget, tmp_path: Path) -> None:
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", RUSH, store.path, str(number)],
+            [sys.executable, "-c", RUSH, tmp_path / "kernel.db", str(number)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -446,7 +449,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @initialize()
     def make(self) -> None:
         self.folder = TemporaryDirectory()
-        self.store = Store.open(Path(self.folder.name) / "kernel.db", schema.KERNEL)
+        self.store = open_store(Path(self.folder.name) / "kernel.db", schema.KERNEL)
         add_dataset(self.store)
         whole = make_pool(self.store, PrivacyLoss(1.0, 1e-6, UNIT))
         part = make_pool(self.store, PrivacyLoss(0.5, 1e-6, UNIT), purpose="training")

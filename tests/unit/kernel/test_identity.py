@@ -2,30 +2,36 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import Connection, select, update
+from tests.databases import open_store
 
 from llmos.errors import (
     AuthenticationError,
     PrincipalExists,
     RequestError,
+    StorageError,
     UnknownKey,
     UnknownPrincipal,
 )
 from llmos.kernel import schema
-from llmos.kernel.identity import Identity, IssuedKey, Principal, Role
+from llmos.kernel.identity import Identity, IssuedKey, Kind, Principal, Role
 from llmos.kernel.store import Store, timestamp
+
+pytestmark = pytest.mark.databases
 
 PEPPER = bytes(range(32))
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store.open(tmp_path / "kernel.db", schema.KERNEL)
+    store = open_store(tmp_path / "kernel.db", schema.KERNEL)
     yield store
     store.close()
 
@@ -116,8 +122,11 @@ def test_the_token_is_shown_once_and_stored_nowhere(
     assert key.token.split("_")[1] == key.id
     secret = key.token.split("_")[2]
     assert secret not in repr(key)
-    store.checkpoint()
-    assert secret.encode() not in store.path.read_bytes()
+    with store.read() as conn:
+        for table in schema.KERNEL.sorted_tables:
+            stored = repr(conn.execute(select(table)).all())
+            assert secret not in stored
+            assert repr(secret.encode()) not in stored
     assert issue(store, identity, alice).token != key.token
 
 
@@ -183,7 +192,7 @@ def test_keys_are_listed_with_their_fate(
 
 @pytest.fixture(scope="module")
 def nobody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Identity]:
-    store = Store.open(tmp_path_factory.mktemp("empty") / "kernel.db", schema.KERNEL)
+    store = open_store(tmp_path_factory.mktemp("empty") / "kernel.db", schema.KERNEL)
     yield Identity(store, PEPPER)
     store.close()
 
@@ -194,3 +203,114 @@ def nobody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Identity]:
 @example("\ud800")
 def test_any_text_gets_the_same_refusal(nobody: Identity, token: str) -> None:
     assert refused(nobody, token) == refused(nobody, "")
+
+
+def test_a_key_is_narrowed_to_actions_and_a_purpose(
+    store: Store, identity: Identity, alice: Principal
+) -> None:
+    actions = frozenset({"chat", "list-models"})
+    with store.transaction() as conn:
+        issued = identity.create_key(
+            conn, alice, "app", None, None, actions=actions, purpose="research"
+        )
+    who = identity.authenticate(issued.token)
+    assert (who.models, who.actions, who.purpose) == (None, actions, "research")
+    (key,) = identity.keys()
+    assert (key.models, key.actions, key.purpose) == (None, actions, "research")
+    with store.transaction() as conn:
+        nothing = identity.create_key(conn, alice, "", None, None, actions=frozenset())
+    assert identity.authenticate(nothing.token).actions == frozenset()
+
+
+def last_used(identity: Identity) -> str | None:
+    (key,) = identity.keys()
+    return key.last_used_at
+
+
+def set_last_used(store: Store, at: datetime) -> None:
+    with store.transaction() as conn:
+        conn.execute(update(schema.api_keys).values(last_used_at=timestamp(at)))
+
+
+def test_the_last_use_is_written_once_a_minute(
+    store: Store, identity: Identity, alice: Principal
+) -> None:
+    token = issue(store, identity, alice).token
+    assert last_used(identity) is None
+    refused(identity, token[:-1])
+    assert last_used(identity) is None
+    identity.authenticate(token)
+    used = last_used(identity)
+    assert used is not None
+    assert used >= timestamp(datetime.now(UTC) - timedelta(seconds=30))
+    recently = datetime.now(UTC) - timedelta(seconds=40)
+    set_last_used(store, recently)
+    identity.authenticate(token)
+    assert last_used(identity) == timestamp(recently)
+    set_last_used(store, recently - timedelta(seconds=40))
+    identity.authenticate(token)
+    assert (last_used(identity) or "") > timestamp(recently)
+
+
+def test_noting_a_use_waits_for_nobody(
+    store: Store, identity: Identity, alice: Principal, tmp_path: Path
+) -> None:
+    token = issue(store, identity, alice).token
+    elsewhere = open_store(tmp_path / "kernel.db", schema.KERNEL)
+    with elsewhere.transaction():
+        assert identity.authenticate(token).id == alice.id
+    assert last_used(identity) is None
+    elsewhere.close()
+
+
+def test_noting_a_use_fails_no_request_where_nothing_can_be_written(
+    store: Store, identity: Identity, alice: Principal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = issue(store, identity, alice).token
+
+    @contextmanager
+    def read_only(_store: Store, *, wait: bool = True) -> Iterator[Connection]:
+        with store.read() as conn:  # every write through it fails as on a read-only disk
+            yield conn
+
+    monkeypatch.setattr(Store, "transaction", read_only)
+    with pytest.raises(StorageError), store.transaction() as conn:
+        identity.set_roles(conn, "alice", frozenset())
+    assert identity.authenticate(token).id == alice.id
+    assert last_used(identity) is None
+
+
+def test_a_key_ends_at_the_time_given_or_before(
+    store: Store, identity: Identity, alice: Principal
+) -> None:
+    now = datetime.now(UTC)
+    forever = issue(store, identity, alice)
+    short = issue(store, identity, alice, expires_at=now + timedelta(hours=1))
+    with store.transaction() as conn:
+        for key in (forever, short):
+            identity.end_key(conn, key.id, now + timedelta(hours=2))
+    ends = {key.id: key.expires_at for key in identity.keys()}  # noqa: SIM118 - not a mapping's
+    assert ends[forever.id] == timestamp(now + timedelta(hours=2))
+    assert ends[short.id] == timestamp(now + timedelta(hours=1))
+    with store.transaction() as conn:
+        identity.end_key(conn, forever.id, now)
+    refused(identity, forever.token)
+
+
+def test_roles_change_at_once_for_keys_too(
+    store: Store, identity: Identity, alice: Principal
+) -> None:
+    token = issue(store, identity, alice).token
+    with store.transaction() as conn:
+        identity.set_roles(conn, "alice", frozenset({Role.SITE}))
+    assert identity.authenticate(token).roles == identity.principal("alice").roles == {Role.SITE}
+    with pytest.raises(UnknownPrincipal, match="bob"), store.transaction() as conn:
+        identity.set_roles(conn, "bob", frozenset())
+
+
+def test_a_service_is_known_as_one(store: Store, identity: Identity, alice: Principal) -> None:
+    with store.transaction() as conn:
+        robot = identity.add_principal(conn, "robot", frozenset({Role.SITE}), Kind.SERVICE)
+    assert identity.principal("robot") == robot
+    assert identity.authenticate(issue(store, identity, robot).token).kind is Kind.SERVICE
+    assert alice.kind is Kind.PERSON

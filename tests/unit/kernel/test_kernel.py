@@ -4,14 +4,15 @@ import errno
 import json
 import os
 import shutil
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
+from tests.databases import STRICT, copy_home, outside, server_url
 
 from llmos.config import Config, load
 from llmos.crypto.notes import Verifier
@@ -32,7 +33,9 @@ from llmos.errors import (
 )
 from llmos.kernel.identity import Role
 from llmos.kernel.kernel import Kernel, create, open_kernel
-from llmos.kernel.policy import DEFAULTS
+from llmos.kernel.policy import DEFAULTS, Policy
+
+pytestmark = pytest.mark.databases
 
 Opener = Callable[[Kernel], Kernel]
 PASSPHRASE = "correct horse battery staple"
@@ -56,7 +59,7 @@ def config(tmp_path: Path) -> Config:
 
 
 @pytest.fixture(scope="module")
-def made_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_home(tmp_path_factory: pytest.TempPathFactory, database: str) -> Path:
     """Make one home with a key file in it; tests work on copies."""
     home = tmp_path_factory.mktemp("made") / "home"
     create(load(home=home)).store.close()
@@ -64,7 +67,7 @@ def made_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sealed_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sealed_home(tmp_path_factory: pytest.TempPathFactory, database: str) -> Path:
     """Make one home that a passphrase opens; each opening costs 64 MiB and some tenths of a s."""
     home = tmp_path_factory.mktemp("sealed") / "home"
     create(load(home=home), passphrase=PASSPHRASE).store.close()
@@ -73,13 +76,13 @@ def sealed_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copied(config: Config, made_home: Path) -> Config:
-    shutil.copytree(made_home, config.home)
+    copy_home(made_home, config.home)
     return config
 
 
 @pytest.fixture
 def copied_sealed(config: Config, sealed_home: Path) -> Config:
-    shutil.copytree(sealed_home, config.home)
+    copy_home(sealed_home, config.home)
     return config
 
 
@@ -91,9 +94,9 @@ def files(folder: Path) -> dict[str, bytes | None]:
     }
 
 
-def change(config: Config, database: str, statement: str, *values: object) -> None:
-    with closing(sqlite3.connect(config.home / database)) as conn, conn:
-        assert conn.execute(statement, values).rowcount == 1
+def change(config: Config, database: str, statement: str, **values: object) -> None:
+    with outside(config.home, database) as conn:
+        assert conn.execute(text(statement), values).rowcount == 1
 
 
 def refuse_to_open(config: Config, error: type[LlmosError], match: str) -> LlmosError:
@@ -108,7 +111,8 @@ def test_a_new_home_has_all_that_the_contract_names(config: Config, closing_late
         path.name for path in config.home.iterdir() if not path.name.endswith(("-wal", "-shm"))
     }
     assert names == {
-        *("root.json", "root.key", "home.pub", "kernel.db", "keys.db"),
+        *("root.json", "root.key", "home.pub"),
+        *(("schema",) if server_url() else ("kernel.db", "keys.db")),
         *("objects", "models", "reports", "run", "policy"),
     }
     for policy in DEFAULTS.iterdir():
@@ -133,7 +137,12 @@ def test_a_new_home_has_one_administrator_and_a_log_that_begins_with_its_making(
     (entry,) = kernel.auditlog.entries()
     assert (entry.fields["actor"], entry.fields["action"]) == ("ada", "init")
     assert entry.fields["resource"] == f"Home::{kernel.home_id}"
-    assert entry.fields["details"] == {"public_keys": kernel.public_keys}
+    shipped = Policy.load(DEFAULTS)
+    assert entry.fields["details"] == {
+        "public_keys": kernel.public_keys,
+        "policy_digest": shipped.digest,
+    }
+    assert kernel.policy.digest == shipped.digest
 
 
 def test_home_pub_holds_the_keys_that_sign(config: Config, closing_later: Opener) -> None:
@@ -208,7 +217,7 @@ def test_what_exists_is_refused_and_unchanged(
         config.home.mkdir()
         (config.home / "thesis.txt").write_text("mine")
     else:
-        shutil.copytree(made_home, config.home)
+        copy_home(made_home, config.home)
     before = files(config.home.parent)
     with pytest.raises(HomeExists, match="exists and is not empty") as refused:
         create(config)
@@ -240,7 +249,7 @@ except LlmosError as error:
 @contextmanager
 def maker(home: Path, key_file: Path, room_bytes: int = -1) -> Iterator[subprocess.Popen[str]]:
     """Start a process that makes a home as soon as it gets a line."""
-    command = [sys.executable, "-W", "error", "-c", MAKER]
+    command = [sys.executable, *STRICT, "-c", MAKER]
     command += [str(home), str(key_file), str(room_bytes)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
@@ -280,7 +289,9 @@ def test_a_home_that_appears_while_ours_is_built_wins(
     assert files(config.home) == files(made_home)
 
 
-@pytest.mark.parametrize("room_bytes", [0, 100, 1000, 50_000])
+@pytest.mark.parametrize(
+    "room_bytes", [0, 100, 1000, pytest.param(50_000, marks=pytest.mark.sqlite("its file"))]
+)
 def test_a_disk_that_fills_in_the_middle_leaves_nothing(tmp_path: Path, room_bytes: int) -> None:
     with maker(tmp_path / "home", tmp_path / "root.key", room_bytes) as process:
         output, errors = process.communicate("\n")
@@ -469,36 +480,76 @@ def test_a_sealed_root_key_that_was_changed_is_refused(copied_sealed: Config) ->
 
 
 def test_a_home_does_not_open_when_its_log_was_changed(copied: Config) -> None:
-    change(copied, "kernel.db", "INSERT INTO log_entries (idx, data) VALUES (1, x'7b7d')")
+    change(copied, "kernel", "INSERT INTO log_entries (idx, data) VALUES (1, :data)", data=b"{}")
     refuse_to_open(copied, TamperedLog, "the log was changed")
 
 
 def test_a_home_does_not_open_under_another_identity(copied: Config) -> None:
-    change(copied, "kernel.db", "UPDATE settings SET value = 'beef' WHERE name = 'home_id'")
+    change(copied, "kernel", "UPDATE settings SET value = 'beef' WHERE name = 'home_id'")
     refuse_to_open(copied, TamperedLog, "its checkpoint is not genuine")
-    change(copied, "kernel.db", "DELETE FROM settings WHERE name = 'home_id'")
+    change(copied, "kernel", "DELETE FROM settings WHERE name = 'home_id'")
     refuse_to_open(copied, IntegrityError, r"kernel\.db does not name its home")
 
 
 def test_a_home_does_not_open_with_a_swapped_secret(copied: Config) -> None:
     change(
         copied,
-        "keys.db",
-        "UPDATE sealed_secrets SET sealed = (SELECT sealed FROM sealed_secrets WHERE name = ?) "
-        "WHERE name = ?",
-        "certificate-key",
-        "log-key",
+        "keys",
+        "UPDATE sealed_secrets SET sealed = (SELECT sealed FROM sealed_secrets WHERE name = :one) "
+        "WHERE name = :other",
+        one="certificate-key",
+        other="log-key",
     )
     refuse_to_open(copied, TamperedObject, "a wrapped key was changed")
 
 
-def test_a_home_does_not_open_with_policies_that_do_not_load(copied: Config) -> None:
-    (copied.home / "policy/odd.cedar").write_text("permit (nonsense);")
+@pytest.mark.parametrize("text", ["permit (nonsense);", "permit (principal, action, resource);"])
+def test_files_with_policies_are_drafts(copied: Config, closing_later: Opener, text: str) -> None:
+    (copied.home / "policy/odd.cedar").write_text(text)
+    kernel = closing_later(open_kernel(copied))
+    assert kernel.policy.digest == Policy.load(DEFAULTS).digest
+
+
+def test_a_home_made_before_there_were_versions_has_its_policies_in_files(
+    copied: Config, closing_later: Opener
+) -> None:
+    change(copied, "kernel", "DELETE FROM settings WHERE name = 'policy'")
+    draft = copied.home / "policy/odd.cedar"
+    draft.write_text("permit (nonsense);")
     refuse_to_open(copied, PolicyError, r"odd\.cedar")
+    draft.write_text("forbid (principal, action, resource);")
+    kernel = closing_later(open_kernel(copied))
+    assert kernel.policy.digest == Policy.load(copied.home / "policy").digest
+    assert set(kernel.policy.files) == {"default.cedar", "odd.cedar"}
 
 
+def test_a_home_does_not_open_with_policies_that_were_changed_in_its_database(
+    copied: Config,
+) -> None:
+    other = '{"a.cedar": "permit (principal, action, resource);"}'
+    change(copied, "kernel", "UPDATE policy_versions SET files = :other", other=other)
+    refuse_to_open(copied, IntegrityError, "policies in kernel.db were changed")
+
+
+def test_a_file_with_an_api_key_that_others_can_reach_is_refused(
+    copied: Config, tmp_path: Path, closing_later: Opener
+) -> None:
+    file = tmp_path / "key"
+    file.touch(mode=0o600)
+    kernel = closing_later(open_kernel(copied.model_copy(update={"api_key_file": file})))
+    who = kernel.identity.principal("admin")
+    with kernel.store.transaction() as conn:
+        file.write_text(kernel.identity.create_key(conn, who, "", None, None).token + "\n")
+    assert kernel.principal().key_id is not None
+    for mode in (0o640, 0o604, 0o620):
+        file.chmod(mode)
+        with pytest.raises(UnsafeKeyFile, match="others can reach"):
+            kernel.principal()
+
+
+@pytest.mark.sqlite("its file")
 def test_a_home_that_did_not_open_is_not_kept_open(copied: Config) -> None:
-    change(copied, "kernel.db", "INSERT INTO log_entries (idx, data) VALUES (1, x'7b7d')")
+    change(copied, "kernel", "INSERT INTO log_entries (idx, data) VALUES (1, :data)", data=b"{}")
     refuse_to_open(copied, TamperedLog, "the log was changed")
     opened = {path.resolve() for path in Path("/proc/self/fd").iterdir()}
     assert not [path for path in opened if path.is_relative_to(copied.home)]

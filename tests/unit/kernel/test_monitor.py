@@ -4,12 +4,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import insert, select
+from tests.databases import open_store
 
 from llmos.crypto.notes import NoteKey
 from llmos.errors import (
@@ -27,6 +28,8 @@ from llmos.kernel.monitor import Charge, Grant, Monitor
 from llmos.kernel.policy import DEFAULTS, Action, Policy, Resource
 from llmos.kernel.store import Store
 from llmos.privacy import PoissonSampledGaussian, PrivacyLoss, PrivacyUnit
+
+pytestmark = pytest.mark.databases
 
 HOME = Resource("Home", "h")
 DATA = Resource("Dataset", "patients", {"classification": "sensitive", "purposes": ("training",)})
@@ -80,7 +83,7 @@ class Home:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Home]:
-    with closing(Store.open(tmp_path / "kernel.db", schema.KERNEL)) as store:
+    with closing(open_store(tmp_path / "kernel.db", schema.KERNEL)) as store:
         log = AuditLog(store, NoteKey("llmos.test/1", bytes(32)))
         budget = Budget(store)
         with store.transaction() as conn:
@@ -169,8 +172,56 @@ def test_a_denial_is_recorded_and_nothing_else_happens(home: Home) -> None:
         raise AssertionError("admitted")
     assert home.settings() == []
     assert home.outcomes() == ["denied"] * 3
-    assert home.records()[1]["details"] == {"policies": ["purpose-limitation"]}
+    assert home.records()[1]["details"] == {
+        "policies": ["purpose-limitation"],
+        "reason": "forbidden by purpose-limitation",
+    }
     assert home.records()[2]["actor"] == "ada"
+
+
+def test_what_is_left_of_an_approved_act_is_done_and_recorded_without_asking_again(
+    home: Home,
+) -> None:
+    """The one who decided may have lost their role since; the decision stands."""
+    row = {
+        "id": "approval-1", "act": "erase", "subject": "", "request": "{}", "reason": "asked",
+        "proposer": "p1", "proposed_at": "", "state": "approved",
+    }  # fmt: skip
+    nobody = Principal("p9", "dora", frozenset())
+
+    def fulfil(approval: str) -> None:
+        details = {"approval": approval}
+        with home.monitor.fulfil(nobody, approval, Action.ERASE_DATA, HOME, details) as conn:
+            conn.execute(insert(schema.settings).values(name=approval, value="done"))
+
+    with home.store.transaction() as conn:
+        person = {"id": "p1", "name": "erin", "roles": "[]", "created_at": ""}
+        conn.execute(insert(schema.principals).values(person))
+        conn.execute(insert(schema.approvals).values(row))
+        conn.execute(insert(schema.approvals).values(row | {"id": "approval-2", "state": "open"}))
+    fulfil("approval-1")
+    assert home.settings() == ["approval-1"]
+    (record,) = home.records()
+    assert (record["actor"], record["action"], record["outcome"]) == ("dora", "erase-data", "done")
+    assert record["details"] == {"approval": "approval-1", "policies": ["approval-1"]}
+    for other in ("approval-2", "approval-3"):
+        with pytest.raises(PermissionDenied, match=f"{other} was not approved"):
+            fulfil(other)
+    assert home.settings() == ["approval-1"]
+    assert len(home.records()) == 1
+
+
+def test_an_error_of_the_policies_is_a_denial_and_a_record(home: Home, tmp_path: Path) -> None:
+    broken = "forbid (principal, action, resource) when { 9223372036854775807 + 1 > 0 };"
+    policy = Policy.parse({"a.cedar": "permit (principal, action, resource);\n" + broken})
+    monitor = replace(home.monitor, policy=policy)
+    with pytest.raises(PermissionDenied), monitor.act(ADMIN, Action.MANAGE_KEYS, HOME) as conn:
+        conn.execute(insert(schema.settings).values(name="a", value=""))
+    assert home.settings() == []
+    (record,) = home.records()
+    assert record["outcome"] == "denied"
+    assert "could not be evaluated" in record["details"]["reason"]
+    assert "overflow" in record["details"]["reason"]
 
 
 def test_asking_is_not_recorded_when_it_is_allowed(home: Home) -> None:
@@ -341,9 +392,9 @@ from llmos.kernel.budget import Budget
 from llmos.kernel.identity import Principal, Role
 from llmos.kernel.monitor import Charge, Monitor
 from llmos.kernel.policy import DEFAULTS, Action, Policy, Resource
-from llmos.kernel.store import Store
+from tests.databases import open_store
 from llmos.privacy import PoissonSampledGaussian
-store = Store.open(Path(sys.argv[1]), schema.KERNEL)
+store = open_store(Path(sys.argv[1]), schema.KERNEL)
 log = AuditLog(store, NoteKey("llmos.test/1", bytes(32)))
 monitor = Monitor(store, Policy.load(DEFAULTS), Budget(store), log)
 data = Resource("Dataset", "patients", {"classification": "sensitive", "purposes": ("training",)})
@@ -359,9 +410,9 @@ with monitor.admit(
 """
 
 
-def test_a_killed_job_keeps_its_hold_and_its_steps(home: Home) -> None:
+def test_a_killed_job_keeps_its_hold_and_its_steps(home: Home, tmp_path: Path) -> None:
     worker = subprocess.Popen(
-        [sys.executable, "-c", KILLED, home.store.path],
+        [sys.executable, "-c", KILLED, tmp_path / "kernel.db"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

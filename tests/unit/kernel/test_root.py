@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.databases import STRICT
 
 from llmos.config import Config, load
 from llmos.crypto import keys
@@ -216,7 +217,7 @@ def test_a_kill_at_any_moment_leaves_a_home_that_opens(
     provider = root.key_file(config) if old == "key-file" else Passphrase("old", CHEAP)
     root.write(config.home, provider, ROOT_KEY)
     run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", KILLER, str(config.home), new],
+        [sys.executable, *STRICT, "-c", KILLER, str(config.home), new],
         capture_output=True,
         text=True,
         check=False,

@@ -8,9 +8,11 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta, timezone
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import MetaData, create_engine, insert, select, update
 from sqlalchemy.exc import IntegrityError, OperationalError
+from tests.databases import STRICT, open_store
 
+import llmos
 from llmos.errors import StorageError, StorageFull
 from llmos.jobs.tables import job_steps, jobs
 from llmos.kernel import migrations, schema
@@ -29,15 +33,18 @@ from llmos.kernel.store import Store, now, timestamp
 from llmos.models.tables import models
 from llmos.privacy import PoissonSampledGaussian
 
+pytestmark = pytest.mark.databases
+
 OPEN = """
-import sys
+import atexit, sys
 from pathlib import Path
 from sqlalchemy import insert, select, update
 from llmos.kernel import schema
-from llmos.kernel.store import Store
+from tests.databases import open_store
 print("ready", flush=True)
 sys.stdin.readline()
-store = Store.open(Path(sys.argv[1]), schema.KERNEL)
+store = open_store(Path(sys.argv[1]), schema.KERNEL)
+atexit.register(store.close)
 counter = schema.settings.c.name == "counter"
 """
 COUNT = """
@@ -56,14 +63,14 @@ with store.transaction() as conn:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store.open(tmp_path / "kernel.db", schema.KERNEL, busy_timeout_s=30)
+    store = open_store(tmp_path / "kernel.db", schema.KERNEL, busy_timeout_s=30)
     yield store
     store.close()
 
 
 def process(script: str, *arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", script, *map(str, arguments)],
+        [sys.executable, *STRICT, "-c", script, *map(str, arguments)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -100,11 +107,14 @@ def statements(connection: sqlite3.Connection) -> dict[str, str]:
     return {name: re.sub(r"[\s\"]+", " ", sql).strip() for name, sql in rows}
 
 
+@pytest.mark.sqlite("compares SQLite's own texts")
 @pytest.mark.parametrize("metadata", [schema.KERNEL, schema.KEYS])
 def test_migrations_make_exactly_the_tables_of_the_schema(
     metadata: MetaData, tmp_path: Path
 ) -> None:
-    Store.open(tmp_path / "migrated.db", metadata).close()
+    for tables in Path(llmos.__file__).parent.glob("*/tables.py"):
+        import_module(f"llmos.{tables.parent.name}.tables")
+    open_store(tmp_path / "migrated.db", metadata).close()
     engine = create_engine(f"sqlite:///{tmp_path / 'declared.db'}")
     metadata.create_all(engine)
     engine.dispose()
@@ -115,6 +125,7 @@ def test_migrations_make_exactly_the_tables_of_the_schema(
         assert statements(migrated) == statements(declared)
 
 
+@pytest.mark.sqlite("homes on PostgreSQL are younger")
 def test_a_database_of_the_first_schema_keeps_its_jobs_and_gets_the_number_of_their_runs(
     tmp_path: Path,
 ) -> None:
@@ -131,19 +142,20 @@ def test_a_database_of_the_first_schema_keeps_its_jobs_and_gets_the_number_of_th
         command.upgrade(config, "kernel_0001")
         conn.exec_driver_sql(old)
     engine.dispose()
-    with closing(Store.open(path, schema.KERNEL)) as store, store.read() as conn:
+    with closing(open_store(path, schema.KERNEL)) as store, store.read() as conn:
         found = conn.execute(select(jobs.c.id, jobs.c.attempt)).all()
         assert found == [("train-1", 0)]
         assert conn.execute(select(job_steps)).all() == []
 
 
+@pytest.mark.sqlite("homes on PostgreSQL are younger")
 def test_a_ledger_of_the_first_schema_is_carried_over(tmp_path: Path) -> None:
     job = PoissonSampledGaussian(0.1, 1.5, 7)
     with closing(sqlite3.connect(tmp_path / "kernel.db")) as old:
         old.executescript(
             (Path(__file__).parents[2] / "vectors" / "kernel_0001_ledger.sql").read_text()
         )
-    with closing(Store.open(tmp_path / "kernel.db", schema.KERNEL)) as store:
+    with closing(open_store(tmp_path / "kernel.db", schema.KERNEL)) as store:
         budget = Budget(store)
         pool = budget.pool("notes")
         assert pool.balance == Balance(cap=9000, spent=40, held=300) == budget.recompute("notes")
@@ -167,6 +179,7 @@ def test_each_database_has_one_line_of_revisions() -> None:
     } - {"__init__"}
 
 
+@pytest.mark.sqlite("its settings")
 def test_connections_are_durable_and_check_foreign_keys(store: Store) -> None:
     with store.read() as conn:
         found = {
@@ -188,15 +201,18 @@ def test_connections_are_durable_and_check_foreign_keys(store: Store) -> None:
         )  # fmt: skip
 
 
-def test_only_the_owner_can_read_the_files(store: Store) -> None:
+@pytest.mark.sqlite("its files")
+def test_only_the_owner_can_read_the_files(store: Store, tmp_path: Path) -> None:
     put(store, "a")
-    modes = {file.name: file.stat().st_mode & 0o777 for file in store.path.parent.iterdir()}
+    modes = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()}
     assert modes == {"kernel.db": 0o600, "kernel.db-wal": 0o600, "kernel.db-shm": 0o600}
 
 
-def test_opening_again_keeps_everything_and_does_not_load_alembic(store: Store) -> None:
+def test_opening_again_keeps_everything_and_does_not_load_alembic(
+    store: Store, tmp_path: Path
+) -> None:
     put(store, "kept")
-    reopened = process(OPEN + "print('alembic' in sys.modules)", store.path)
+    reopened = process(OPEN + "print('alembic' in sys.modules)", tmp_path / "kernel.db")
     go(reopened)
     assert reopened.communicate() == ("False\n", "")
     store.migrate()
@@ -208,7 +224,7 @@ def test_migration_is_quiet_and_leaves_logging_alone(
 ) -> None:
     root = logging.getLogger()
     before = (root.level, list(root.handlers), logging.getLogger("alembic").level)
-    Store.open(tmp_path / "kernel.db", schema.KERNEL).close()
+    open_store(tmp_path / "kernel.db", schema.KERNEL).close()
     assert (root.level, list(root.handlers), logging.getLogger("alembic").level) == before
     assert capfd.readouterr() == ("", "")
 
@@ -235,7 +251,7 @@ def test_transaction_inside_another_is_refused_at_once(store: Store) -> None:
 
 def test_two_stores_may_be_written_together(store: Store, tmp_path: Path) -> None:
     with (
-        closing(Store.open(tmp_path / "keys.db", schema.KEYS)) as keys,
+        closing(open_store(tmp_path / "keys.db", schema.KEYS)) as keys,
         store.transaction() as conn,
     ):
         conn.execute(insert(schema.settings).values(name="a", value=""))
@@ -266,15 +282,15 @@ def test_reading_sees_one_moment_and_does_not_wait_for_a_writer(store: Store) ->
 
 
 def test_reading_cannot_write_and_writing_can_afterwards(store: Store) -> None:
-    with pytest.raises(StorageError, match="readonly"), store.read() as conn:
+    with pytest.raises(StorageError, match=r"read-?only"), store.read() as conn:
         conn.execute(insert(schema.settings).values(name="a", value=""))
     put(store, "b")  # on the same pooled connection
     assert names(store) == ["b"]
 
 
-def test_processes_wait_for_each_other_and_none_fails(store: Store) -> None:
+def test_processes_wait_for_each_other_and_none_fails(store: Store, tmp_path: Path) -> None:
     put(store, "counter", "0")
-    workers = [process(OPEN + COUNT, store.path, 60) for _ in range(4)]
+    workers = [process(OPEN + COUNT, tmp_path / "kernel.db", 60) for _ in range(4)]
     go(*workers)
     assert [worker.communicate() for worker in workers] == [("", "")] * 4
     with store.read() as conn:
@@ -288,10 +304,11 @@ def test_processes_make_a_new_database_together(tmp_path: Path) -> None:
     workers = [process(OPEN + put_own, path, number) for number in range(5)]
     go(*workers)
     assert [worker.communicate() for worker in workers] == [("", "")] * 5
-    with closing(Store.open(path, schema.KERNEL)) as store:
+    with closing(open_store(path, schema.KERNEL)) as store:
         assert sorted(names(store)) == ["0", "1", "2", "3", "4"]
 
 
+@pytest.mark.sqlite("its lock")
 def test_the_schema_is_looked_at_and_changed_under_the_folders_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,13 +333,15 @@ def test_the_schema_is_looked_at_and_changed_under_the_folders_lock(
             return original(store)
 
         monkeypatch.setattr(Store, name, watched)
-    Store.open(tmp_path / "kernel.db", schema.KERNEL).close()
+    open_store(tmp_path / "kernel.db", schema.KERNEL).close()
     assert looked == ["_is_current", "transaction"]
     assert not is_locked()
 
 
-def test_a_killed_process_leaves_no_half_transaction_and_no_lock(store: Store) -> None:
-    worker = process(OPEN + HANG, store.path)
+def test_a_killed_process_leaves_no_half_transaction_and_no_lock(
+    store: Store, tmp_path: Path
+) -> None:
+    worker = process(OPEN + HANG, tmp_path / "kernel.db")
     go(worker)
     assert worker.stdout is not None
     assert worker.stdout.readline() == "written\n"
@@ -332,6 +351,7 @@ def test_a_killed_process_leaves_no_half_transaction_and_no_lock(store: Store) -
     assert names(store) == ["after"]
 
 
+@pytest.mark.sqlite("its limit of pages")
 def test_a_full_disk_is_said_so_and_changes_nothing(store: Store) -> None:
     put(store, "before")
 
@@ -350,8 +370,8 @@ def test_a_full_disk_is_said_so_and_changes_nothing(store: Store) -> None:
 def test_a_writer_that_never_ends_is_given_up_after_the_timeout(tmp_path: Path) -> None:
     path = tmp_path / "kernel.db"
     with (
-        closing(Store.open(path, schema.KERNEL)) as holder,
-        closing(Store.open(path, schema.KERNEL, busy_timeout_s=0.01)) as impatient,
+        closing(open_store(path, schema.KERNEL)) as holder,
+        closing(open_store(path, schema.KERNEL, busy_timeout_s=0.01)) as impatient,
         holder.transaction(),
         pytest.raises(StorageError, match="kept busy") as caught,
     ):
@@ -359,6 +379,7 @@ def test_a_writer_that_never_ends_is_given_up_after_the_timeout(tmp_path: Path) 
     assert "LLMOS_BUSY_TIMEOUT_S" in caught.value.hint
 
 
+@pytest.mark.sqlite("its messages")
 def test_wrong_statements_are_not_disguised_as_disk_faults(store: Store) -> None:
     with pytest.raises(OperationalError, match="syntax error"), store.read() as conn:
         conn.exec_driver_sql("SELEKT 1")
@@ -367,43 +388,47 @@ def test_wrong_statements_are_not_disguised_as_disk_faults(store: Store) -> None
         put(store, "a")
 
 
+@pytest.mark.sqlite("its file")
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "kernel.db").write_bytes(b"no database at all" * 1000)
     with pytest.raises(StorageError, match="not a database"):
-        Store.open(tmp_path / "kernel.db", schema.KERNEL)
+        open_store(tmp_path / "kernel.db", schema.KERNEL)
 
 
-def test_a_database_of_newer_code_is_refused(store: Store) -> None:
+def test_a_database_of_newer_code_is_refused(store: Store, tmp_path: Path) -> None:
     with store.transaction() as conn:
         conn.exec_driver_sql("UPDATE alembic_version SET version_num = 'kernel_9999'")
     with pytest.raises(StorageError, match=r"newer LLMOS.*kernel_9999.*kernel_\d"):
-        Store.open(store.path, schema.KERNEL)
+        open_store(tmp_path / "kernel.db", schema.KERNEL)
 
 
-def test_a_database_of_the_other_kind_is_refused(store: Store) -> None:
+def test_a_database_of_the_other_kind_is_refused(store: Store, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="kernel_"):
-        Store.open(store.path, schema.KEYS)
+        open_store(tmp_path / "kernel.db", schema.KEYS)
 
 
+@pytest.mark.sqlite("its file")
 def test_a_missing_folder_and_an_impossible_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot be opened"):
-        Store.open(tmp_path / "nowhere" / "kernel.db", schema.KERNEL)
+        open_store(tmp_path / "nowhere" / "kernel.db", schema.KERNEL)
     with pytest.raises(StorageError, match="cannot be made"):
-        Store.open(tmp_path / ("x" * 300), schema.KERNEL)
+        open_store(tmp_path / ("x" * 300), schema.KERNEL)
 
 
+@pytest.mark.sqlite("its file")
 def test_names_with_signs_are_only_names(tmp_path: Path) -> None:
     folder = tmp_path / "a b?mode=ro#%41"
     folder.mkdir()
-    with closing(Store.open(folder / "kernel.db", schema.KERNEL)) as store:
+    with closing(open_store(folder / "kernel.db", schema.KERNEL)) as store:
         put(store, "a")
         assert names(store) == ["a"]
     assert (folder / "kernel.db").exists()
 
 
+@pytest.mark.sqlite("its file")
 def test_a_destroyed_key_leaves_the_disk(tmp_path: Path) -> None:
     secret = bytes(range(65, 97)) * 2
-    with closing(Store.open(tmp_path / "keys.db", schema.KEYS)) as keys:
+    with closing(open_store(tmp_path / "keys.db", schema.KEYS)) as keys:
         with keys.read() as conn:  # some builds of SQLite have it on without being asked
             assert conn.exec_driver_sql("PRAGMA secure_delete").scalar_one() == 1
         with keys.transaction() as conn:
@@ -417,8 +442,9 @@ def test_a_destroyed_key_leaves_the_disk(tmp_path: Path) -> None:
     assert secret not in on_disk
 
 
+@pytest.mark.sqlite("its write-ahead log")
 def test_checkpoint_says_when_a_reader_is_in_the_way(tmp_path: Path) -> None:
-    with closing(Store.open(tmp_path / "k.db", schema.KERNEL, busy_timeout_s=0.01)) as store:
+    with closing(open_store(tmp_path / "k.db", schema.KERNEL, busy_timeout_s=0.01)) as store:
         put(store, "a")
         with store.read() as conn:
             conn.execute(select(schema.settings)).all()
@@ -433,7 +459,6 @@ def test_checkpoint_says_when_a_reader_is_in_the_way(tmp_path: Path) -> None:
 
 def test_events_of_the_budget_are_append_only(store: Store) -> None:
     with store.transaction() as conn:
-        conn.exec_driver_sql("PRAGMA defer_foreign_keys = ON")
         conn.exec_driver_sql(
             "INSERT INTO datasets VALUES ('d', 'sensitive', '[]', 'id', '', '', '{}', '', '[]')"
         )
@@ -467,3 +492,31 @@ def test_rows_that_cannot_be_read_are_a_fault_of_the_file(store: Store) -> None:
         conn.exec_driver_sql("SELECT * FROM settings").all()
     with pytest.raises(StorageError, match="invalid literal"), store.read():
         int("what a row holds")
+
+
+def test_checkpoint_says_what_is_wrong_with_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "keys.db"
+    with closing(Store.open(path, schema.KEYS)) as store:
+        store.close()
+        path.write_bytes(b"not a database " * 1000)
+        with pytest.raises(StorageError, match="not a database") as refused:
+            store.checkpoint()
+    assert "llmos doctor" in refused.value.hint
+
+
+def test_a_writer_that_does_not_wait_gives_up_at_once_and_others_still_wait(tmp_path: Path) -> None:
+    with (
+        closing(Store.open(tmp_path / "kernel.db", schema.KERNEL)) as one,
+        closing(Store.open(tmp_path / "kernel.db", schema.KERNEL, busy_timeout_s=0.2)) as other,
+    ):
+        with one.transaction():
+            began = time.monotonic()
+            with pytest.raises(StorageError, match="busy"), other.transaction(wait=False):
+                pass
+            assert time.monotonic() - began < 0.15
+            began = time.monotonic()
+            with pytest.raises(StorageError, match="busy"), other.transaction():
+                pass  # on the same connection, which waits again
+            assert time.monotonic() - began >= 0.15
+        with other.transaction(wait=False) as conn:
+            conn.execute(insert(schema.settings).values(name="a", value="b"))

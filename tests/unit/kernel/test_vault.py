@@ -17,11 +17,14 @@ from typing import Any, cast
 
 import pytest
 from sqlalchemy import select, update
+from tests.databases import on_disk, open_store
 
 from llmos.errors import PermissionDenied, StorageError, StorageFull, TamperedObject
 from llmos.kernel.schema import KEYS, object_keys, sealed_secrets
 from llmos.kernel.store import Store
 from llmos.kernel.vault import Vault
+
+pytestmark = pytest.mark.databases
 
 ROOT_KEY = bytes(range(32))
 
@@ -38,7 +41,7 @@ class Only:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store.open(tmp_path / "keys.db", KEYS, busy_timeout_s=0.2)
+    opened = open_store(tmp_path / "keys.db", KEYS, busy_timeout_s=0.2)
     yield opened
     opened.close()
 
@@ -181,13 +184,27 @@ def test_a_file_that_cannot_be_opened_is_a_storage_error(vault: Vault, tmp_path:
         vault.read(object_id, "records", Only(object_id))
 
 
+def test_a_file_that_cannot_be_removed_is_a_refusal_after_the_key_is_destroyed(
+    vault: Vault, store: Store, tmp_path: Path
+) -> None:
+    object_id = vault.put("adapter", b"weights")
+    path = file_of(tmp_path, object_id)
+    path.unlink()
+    path.mkdir()  # stands for a file that the disk does not give up
+    with pytest.raises(StorageError, match="the file of the deleted object"):
+        vault.delete(object_id)
+    assert key_rows(store) == []
+    path.rmdir()
+    vault.delete(object_id)
+
+
 def test_a_deleted_object_is_gone_for_ever(vault: Vault, store: Store, tmp_path: Path) -> None:
     gone, kept = vault.put("records", b"gone"), vault.put("records", b"kept")
     wrapped = dict(key_rows(store))[gone]
     backup = file_of(tmp_path, gone).read_bytes()
-    assert wrapped in b"".join(path.read_bytes() for path in tmp_path.glob("keys.db*"))
+    assert wrapped in on_disk(tmp_path / "keys.db")
     vault.delete(gone)
-    assert wrapped not in b"".join(path.read_bytes() for path in tmp_path.glob("keys.db*"))
+    assert wrapped not in on_disk(tmp_path / "keys.db")
     assert [path.name for path in files(tmp_path)] == [kept]
     file_of(tmp_path, gone).write_bytes(backup)
     with pytest.raises(StorageError, match="there is no object"):
@@ -239,7 +256,7 @@ def test_a_full_disk_leaves_no_trace(tmp_path: Path) -> None:
     if mounted.returncode:
         pytest.skip("mounting is not allowed here")
     try:
-        store = Store.open(tmp_path / "keys.db", KEYS)
+        store = open_store(tmp_path / "keys.db", KEYS)
         vault = Vault(tmp_path, store, ROOT_KEY)
         before = vault.put("records", b"before")
         with pytest.raises(StorageFull):
@@ -289,7 +306,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from llmos.kernel.schema import KEYS
-from llmos.kernel.store import Store
+from tests.databases import on_disk, open_store
 from llmos.kernel.vault import Vault
 class Deadly:
     reads = 0
@@ -299,7 +316,7 @@ class Deadly:
             os.kill(os.getpid(), signal.SIGKILL)
         return bytes(size)
 home = Path(sys.argv[1])
-Vault(home, Store.open(home / "keys.db", KEYS), bytes(range(32))).put("checkpoint", Deadly())
+Vault(home, open_store(home / "keys.db", KEYS), bytes(range(32))).put("checkpoint", Deadly())
 """
 
 
@@ -332,3 +349,18 @@ def test_the_root_key_is_not_kept(vault: Vault) -> None:
     held = [getattr(vault, name) for name in vars(vault)]
     assert ROOT_KEY not in held
     assert ROOT_KEY.hex() not in json.dumps(held, default=repr)
+
+
+def test_a_destroyed_secret_is_gone_from_every_file_and_its_name_is_free(
+    vault: Vault, store: Store, tmp_path: Path
+) -> None:
+    vault.seal_secret("a", b"first")
+    with store.read() as conn:
+        sealed = conn.execute(select(sealed_secrets.c.sealed)).scalar_one()
+    vault.destroy_secret("a")
+    with pytest.raises(StorageError, match="no secret"):
+        vault.secret("a")
+    assert sealed not in on_disk(tmp_path / "keys.db")
+    vault.destroy_secret("a")
+    vault.seal_secret("a", b"second")
+    assert vault.secret("a") == b"second"

@@ -16,11 +16,14 @@ from hypothesis.stateful import (
     invariant,
     rule,
 )
+from tests.databases import open_store
 
 from llmos.errors import StorageError
 from llmos.kernel.schema import KEYS
 from llmos.kernel.store import Store
 from llmos.kernel.vault import Vault
+
+pytestmark = pytest.mark.databases
 
 ROOT_KEY = bytes(range(32))
 
@@ -52,7 +55,7 @@ class VaultAndDict(RuleBasedStateMachine):
     def open(self) -> None:
         if self.store is not None:
             self.store.close()
-        self.store = Store.open(self.home / "keys.db", KEYS)
+        self.store = open_store(self.home / "keys.db", KEYS)
         self.vault = Vault(self.home, self.store, ROOT_KEY)
 
     @rule(

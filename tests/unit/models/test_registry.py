@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import update
+from tests.databases import open_store
 
 from llmos.errors import HashMismatch, ModelError, ModelExists, PermissionDenied, UnknownModel
 from llmos.kernel import schema
@@ -31,14 +32,14 @@ class Objects:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store.open(tmp_path / "kernel.db", schema.KERNEL)
+    store = open_store(tmp_path / "kernel.db", schema.KERNEL)
     yield store
     store.close()
 
 
 @pytest.fixture
 def registry(store: Store, tmp_path: Path) -> Iterator[Registry]:
-    keys = Store.open(tmp_path / "keys.db", schema.KEYS)
+    keys = open_store(tmp_path / "keys.db", schema.KEYS)
     yield Registry(store, Vault(tmp_path, keys, bytes(32)), tmp_path)
     keys.close()
 
@@ -144,6 +145,11 @@ def test_a_name_is_safe_as_a_folder_and_in_a_url(
     ("card", "classification", "private"),
     [
         ({}, "sensitive", False),
+        (
+            {"classification": "synthetic", "epsilon": 3.0, "request": {"purpose": "care"}},
+            "synthetic",
+            True,
+        ),
         ({"classification": "synthetic", "epsilon": 2.5}, "synthetic", True),
         ({"classification": "sensitive", "epsilon": None}, "sensitive", False),
     ],
@@ -160,5 +166,6 @@ def test_policies_see_the_worst_unless_the_card_says_otherwise(
         "kind": "adapter",
         "classification": classification,
         "private": private,
+        "purposes": () if "request" not in card else (card["request"]["purpose"],),
     }
     assert registry.model("tiny").resource.attributes["classification"] == "public"

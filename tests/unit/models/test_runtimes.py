@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from sqlalchemy import delete
+from tests.databases import open_store
 from tests.unit.models.test_registry import Objects
 
 from llmos.errors import HashMismatch, PermissionDenied
@@ -26,7 +27,7 @@ NOTHING = Objects()
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store.open(tmp_path / "kernel.db", schema.KERNEL)
+    store = open_store(tmp_path / "kernel.db", schema.KERNEL)
     yield store
     store.close()
 
@@ -34,7 +35,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 @pytest.fixture
 def registry(store: Store, tmp_path: Path, tiny_model_folder: Path) -> Iterator[Registry]:
     """A home with the base model `tiny`."""
-    keys = Store.open(tmp_path / "keys.db", schema.KEYS)
+    keys = open_store(tmp_path / "keys.db", schema.KEYS)
     registry = Registry(store, Vault(tmp_path, keys, bytes(32)), tmp_path)
     shutil.copytree(tiny_model_folder, tmp_path / "models/tiny")
     with store.transaction() as conn:

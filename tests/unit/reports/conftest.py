@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import rfc8785
+from tests.trees import Tree
 
 from llmos.attacks.leak import MeasuredModel, measure, to_document
 from llmos.attacks.scoring import Scores
 from llmos.crypto import dsse
-from llmos.crypto.merkle import (
-    completed_nodes,
-    leaf_hash,
-    tree_root,
-)
 from llmos.crypto.notes import Checkpoint, NoteKey, sign_note
-from llmos.kernel import accounting
+from llmos.kernel import accounting, pricing
 from llmos.privacy import (
     Classification,
+    Neighboring,
     PoissonSampledGaussian,
     PrivacyLoss,
     PrivacyUnit,
+    mechanism_to_dict,
 )
-from llmos.reports.certificate import (
+from llmos.reports.certificate import bundle, log_details, seal, statement
+from llmos.reports.conclusions import conclude
+from llmos.reports.facts import (
     BudgetFacts,
     CertificateFacts,
     DatasetFacts,
@@ -34,12 +38,8 @@ from llmos.reports.certificate import (
     LeakageFacts,
     ModelFacts,
     TrainingFacts,
-    bundle,
-    log_details,
-    seal,
-    statement,
 )
-from llmos.reports.theorems import THEOREMS
+from llmos.reports.questions import QUESTIONS, Answer
 from llmos.transparency.audit_paths import inclusion_proof
 from llmos.transparency.proofs import LogProof
 
@@ -47,6 +47,14 @@ Document = dict[str, Any]
 DELTA = 1e-5
 MECHANISM = PoissonSampledGaussian(0.1, 2.0, 20)
 DIGEST = "ab" * 32
+ORDER = 3.0
+CAP = int(accounting.renyi_cap(8.0, DELTA, ORDER) * pricing.UNITS_PER_NAT)
+CHARGED = pricing.cost(MECHANISM, ORDER)
+SIGNED = "Dr. Mei Wu, data protection officer"
+ALL_ANSWERS = {
+    question.id: Answer(question.choices[0] if question.choices else f"On {question.id}.", SIGNED)
+    for question in QUESTIONS
+}
 
 
 @pytest.fixture(scope="session")
@@ -90,19 +98,27 @@ def make_document() -> Callable[..., Document]:
 
 
 @pytest.fixture(scope="session")
-def facts(loss: PrivacyLoss, make_document: Callable[..., Document]) -> CertificateFacts:
-    return CertificateFacts(
+def facts(
+    loss: PrivacyLoss,
+    make_document: Callable[..., Document],
+    prove_records: Callable[[CertificateFacts], dict[str, LogProof]],
+) -> CertificateFacts:
+    made = CertificateFacts(
         issued_at="2026-11-23T10:00:00.000Z",
-        curator="Ward 7",
-        intended_use="suggest ICD-10 categories",
-        model=ModelFacts("ward", DIGEST, "LoRA adapter", "base", "12" * 32, "Apache-2.0", 9),
+        issued_by="admin",
+        purpose="training",
+        model=ModelFacts("ward", DIGEST, "LoRA adapter", "base", "12" * 32, "Apache-2.0"),
         guarantee=GuaranteeFacts(
-            loss, MECHANISM, "PLD, dp-accounting 0.6.0", 1e-4, THEOREMS["pld"], 1.9, 8
+            loss,
+            MECHANISM,
+            "PLD, dp-accounting 0.6.0",
+            1e-4,
+            accounting.epsilon(MECHANISM, DELTA, Neighboring.REPLACE_ONE),
         ),
         training=TrainingFacts(
             clip_norm=1.0,
             sampler="Poisson over units",
-            parameters={"learning_rate": 1e-3, "rank": 16},
+            parameters={"learning_rate": 1e-3, "rank": 16, "expected_batch_units": 90},
             randomness="AES-256-CTR keyed by the operating system",
             production=True,
             dtype_path="base bfloat16, adapter and noise float32",
@@ -111,14 +127,16 @@ def facts(loss: PrivacyLoss, make_document: Callable[..., Document]) -> Certific
             engine="dp",
             llmos_version="0.1.0",
             job="job-1",
-            log_index=5,
         ),
         dataset=DatasetFacts(
-            "notes", "cd" * 32, Classification.SENSITIVE, ("training",), 900, 1000, 2
+            "notes", "cd" * 32, Classification.SENSITIVE, ("training",), 900, 1000
         ),
-        budget=BudgetFacts(8.0, 1e-5, 3.2, 4_000_000_000_000, 1_000_000_000_000, 0, "filter", 8),
-        leakage=LeakageFacts(make_document("ward", loss, leaking=False), 10),
+        budget=BudgetFacts(8.0, DELTA, ORDER, CAP, CAP // 4, 0, {"notes": CHARGED}),
+        evidence={},
+        leakage=LeakageFacts(make_document("ward", loss, leaking=False)),
+        answers={"consent": Answer("Patients' written consent of 2025.", SIGNED)},
     )
+    return replace(made, evidence=prove_records(made))
 
 
 @pytest.fixture(scope="session")
@@ -134,22 +152,98 @@ def public_keys(keys: tuple[NoteKey, NoteKey]) -> str:
     return "".join(f"{key.vkey}\n" for key in keys)
 
 
-def _prove(entry: Mapping[str, Any], log_key: NoteKey, *, before: int = 12) -> LogProof:
-    """Put an entry into a log of its own between others and prove it."""
-    data = rfc8785.dumps(dict(entry))
-    leaves = [*(b"entry %d" % i for i in range(before)), data, b"a later entry"]
-    nodes: dict[tuple[int, int], bytes] = {}
-    for size, leaf in enumerate(leaves):
-        for level, index, node in completed_nodes(size, leaf_hash(leaf), lambda *at: nodes[at]):
-            nodes[level, index] = node
-    size = len(leaves)
-    root = tree_root(size, lambda *at: nodes[at])
-    hashes = inclusion_proof(before, size, lambda *at: nodes[at])
-    note = sign_note(Checkpoint(log_key.name, size, root).text(), log_key)
-    return LogProof(before, size, hashes, note, data)
+def records_for(facts: CertificateFacts) -> dict[str, Document]:
+    """Return the log entries that the monitor would have written."""
+    training = {"action": "train-private", "resource": f"Dataset::{facts.dataset.name}"}
+    job = {"job": facts.training.job}
+    mechanism = mechanism_to_dict(facts.guarantee.mechanism)
+    costs = {pool: str(amount) for pool, amount in facts.budget.charged.items()}
+    request = {
+        "model": facts.model.base,
+        "output": facts.model.name,
+        "clip": facts.training.clip_norm,
+        "batch": facts.training.parameters["expected_batch_units"],
+        "delta": facts.guarantee.loss.delta,
+        "purpose": facts.purpose,
+    }
+    records: dict[str, Document] = {
+        "import": {
+            "action": "import-data",
+            "resource": f"Dataset::{facts.dataset.name}",
+            "outcome": "done",
+            "details": {
+                "fingerprint": facts.dataset.fingerprint,
+                "units": facts.dataset.units,
+                "records": facts.dataset.records,
+                "unit": facts.guarantee.loss.unit.column,
+                "classification": str(facts.dataset.classification),
+                "purposes": list(facts.dataset.purposes),
+            },
+        },
+        "fit": {
+            **training,
+            "outcome": "admitted",
+            "details": {**job, **request, "step": "fit", "mechanism": mechanism, "costs": costs},
+        },
+        "settle": {
+            **training,
+            "outcome": "settled",
+            "details": {**job, "step": "settle", "mechanism": mechanism, "costs": costs},
+        },
+        "publish": {
+            **training,
+            "outcome": "done",
+            "details": {**job, **request, "step": "publish", "digest": facts.model.digest},
+        },
+    }
+    if facts.leakage is not None:
+        document = facts.leakage.document
+        records["measure"] = {
+            "action": "measure",
+            "resource": f"Model::{facts.model.name}",
+            "outcome": "done",
+            "details": {
+                "leak_report_sha256": hashlib.sha256(rfc8785.dumps(document)).hexdigest(),
+                "verdict": document["verdict"],
+                "epsilon_lower_bound": document["bound"]["lower"],
+            },
+        }
+    head = {"v": 1, "at": "2026-11-23T09:00:00.000Z", "actor": "admin"}
+    return {name: head | record for name, record in records.items()}
 
 
-def _log_entry(envelope: Mapping[str, Any], **changes: Any) -> Document:
+def prove_all(entries: Sequence[Mapping[str, Any]], log_key: NoteKey) -> list[LogProof]:
+    """Put entries into a log of their own between others and prove each."""
+    leaves = [
+        *(b"entry %d" % i for i in range(12)),
+        *(rfc8785.dumps(dict(entry)) for entry in entries),
+        b"a later entry",
+    ]
+    tree = Tree(leaves)
+    note = sign_note(Checkpoint(log_key.name, tree.size, tree.root(tree.size)).text(), log_key)
+    return [
+        LogProof(
+            index, tree.size, inclusion_proof(index, tree.size, tree.read), note, leaves[index]
+        )
+        for index in range(12, tree.size - 1)
+    ]
+
+
+@pytest.fixture(scope="session")
+def prove_records(
+    keys: tuple[NoteKey, NoteKey],
+) -> Callable[[CertificateFacts], dict[str, LogProof]]:
+    """Return a function that puts the records behind facts into a log and proves them."""
+
+    def prove(facts: CertificateFacts) -> dict[str, LogProof]:
+        records = records_for(facts)
+        return dict(zip(records, prove_all(list(records.values()), keys[1]), strict=True))
+
+    return prove
+
+
+def log_entry(envelope: Mapping[str, Any], **changes: Any) -> Document:
+    """Return the certificate's own log entry."""
     return {
         "v": 1,
         "at": "2026-11-23T10:00:01.000Z",
@@ -163,25 +257,70 @@ def _log_entry(envelope: Mapping[str, Any], **changes: Any) -> Document:
 
 
 @pytest.fixture(scope="session")
-def make_bundle(keys: tuple[NoteKey, NoteKey]) -> Callable[..., bytes]:
+def make_bundle(
+    keys: tuple[NoteKey, NoteKey],
+    prove_records: Callable[[CertificateFacts], dict[str, LogProof]],
+) -> Callable[..., bytes]:
     """Return a maker of whole certificate files; `entry` changes the log entry's fields."""
 
     def make(facts: CertificateFacts, **entry: Any) -> bytes:
-        envelope = seal(facts, keys[0])
-        return bundle(envelope, _prove(_log_entry(envelope, **entry), keys[1]))
+        proven = replace(facts, evidence=prove_records(facts))
+        envelope = seal(proven, keys[0])
+        (proof,) = prove_all([log_entry(envelope, **entry)], keys[1])
+        return bundle(envelope, proof, proven.evidence)
 
     return make
 
 
 @pytest.fixture(scope="session")
-def make_changed(keys: tuple[NoteKey, NoteKey], facts: CertificateFacts) -> Callable[..., bytes]:
+def make_signed(keys: tuple[NoteKey, NoteKey], facts: CertificateFacts) -> Callable[..., bytes]:
+    """Return a maker of files from any statement, properly signed and logged."""
+
+    def make(
+        made: Document, *, key: NoteKey | None = None, records: Mapping[str, LogProof] | None = None
+    ) -> bytes:
+        envelope = dsse.sign(rfc8785.dumps(made), dsse.IN_TOTO, key or keys[0])
+        (proof,) = prove_all([log_entry(envelope)], keys[1])
+        return bundle(envelope, proof, facts.evidence if records is None else records)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def made(facts: CertificateFacts, keys: tuple[NoteKey, NoteKey]) -> Document:
+    """Return the statement as a verifier reads it; copy it before changing it."""
+    read: Document = json.loads(rfc8785.dumps(statement(facts, keys[0].name)))
+    return read
+
+
+@pytest.fixture(scope="session")
+def make_changed(
+    made: Document, make_signed: Callable[..., bytes]
+) -> Callable[[Callable[[Document], object]], bytes]:
     """Return a maker of files whose statement was changed before it was signed and logged."""
 
     def make(change: Callable[[Document], object]) -> bytes:
-        made = statement(facts, keys[0].name)
-        change(made)
-        envelope = dsse.sign(rfc8785.dumps(made), dsse.IN_TOTO, keys[0])
-        return bundle(envelope, _prove(_log_entry(envelope), keys[1]))
+        changed = copy.deepcopy(made)
+        change(changed)
+        return make_signed(changed)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_forged(
+    made: Document, make_signed: Callable[..., bytes]
+) -> Callable[[Callable[[Document], object]], bytes]:
+    """Return a maker of files whose conclusions were made anew from changed records."""
+
+    def make(change: Callable[[Document], object]) -> bytes:
+        forged = copy.deepcopy(made)
+        change(forged)
+        predicate = forged["predicate"]
+        conclusions = ("assessment", "hazards", "questions", "registry")
+        records = {name: part for name, part in predicate.items() if name not in conclusions}
+        forged["predicate"] = records | conclude(records)
+        return make_signed(forged)
 
     return make
 

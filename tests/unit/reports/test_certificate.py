@@ -10,17 +10,17 @@ import rfc8785
 from securesystemslib.dsse import Envelope
 from securesystemslib.signer import SSlibKey
 
+from llmos.crypto.merkle import leaf_hash
 from llmos.crypto.notes import NoteKey, decode_base64
 from llmos.errors import LeakFound
 from llmos.privacy import PrivacyLoss, mechanism_from_dict
 from llmos.reports.certificate import (
     PREDICATE_TYPE,
     STATEMENT_TYPE,
-    CertificateFacts,
-    LeakageFacts,
     seal,
     statement,
 )
+from llmos.reports.facts import CertificateFacts, LeakageFacts
 
 
 def test_it_is_an_in_toto_statement_about_the_model(facts: CertificateFacts) -> None:
@@ -30,43 +30,12 @@ def test_it_is_an_in_toto_statement_about_the_model(facts: CertificateFacts) -> 
     assert set(made) == {"_type", "subject", "predicateType", "predicate"}
 
 
-# Tier 3 of the DP Deployments Registry, field by field, and where each stands in the predicate.
-TIER_3 = {
-    "curator": ("deployment", "curator"),
-    "intended use": ("deployment", "intended_use"),
-    "product": ("deployment", "model"),
-    "date": ("issued_at",),
-    "flavour": ("guarantee", "definition"),
-    "privacy unit": ("guarantee", "unit"),
-    "neighbouring": ("guarantee", "neighboring"),
-    "epsilon": ("guarantee", "epsilon"),
-    "delta": ("guarantee", "delta"),
-    "deployment model": ("deployment", "trust_model"),
-    "data domain": ("data", "classification"),
-    "unprotected quantities": ("not_protected",),
-    "accounting": ("guarantee", "accountant"),
-    "composition": ("budget", "theorem"),
-    "post-processing": ("implementation", "released"),
-    "mechanism": ("algorithm", "mechanism"),
-    "implementation": ("implementation", "engine"),
-    "security": ("implementation", "randomness"),
-}
-
-
-@pytest.mark.parametrize("path", TIER_3.values(), ids=TIER_3)
-def test_every_field_of_registry_tier_three_is_filled(
-    facts: CertificateFacts, path: tuple[str, ...]
-) -> None:
-    value: Any = statement(facts, "issuer")["predicate"]
-    for name in path:
-        value = value[name]
-    assert value not in (None, "", [], {})
-
-
-def test_facts_keep_the_log_records_that_they_rest_on(facts: CertificateFacts) -> None:
-    predicate = statement(facts, "issuer")["predicate"]
-    sections = ("guarantee", "algorithm", "implementation", "data", "budget", "measured_leakage")
-    assert [predicate[name]["log_index"] for name in sections] == [8, 9, 5, 2, 8, 10]
+def test_each_record_is_named_by_its_place_and_leaf_hash(facts: CertificateFacts) -> None:
+    records = statement(facts, "issuer")["predicate"]["records"]
+    assert set(records) == {"import", "fit", "settle", "publish", "measure"}
+    for name, proof in facts.evidence.items():
+        assert records[name]["log_index"] == proof.index
+        assert records[name]["leaf_sha256"] == leaf_hash(proof.entry).hex()
 
 
 def test_the_mechanism_can_be_read_back(facts: CertificateFacts) -> None:
@@ -76,7 +45,7 @@ def test_the_mechanism_can_be_read_back(facts: CertificateFacts) -> None:
 
 def test_no_canary_and_no_record_loss_enters_the_certificate(facts: CertificateFacts) -> None:
     text = json.dumps(statement(facts, "issuer"))
-    assert "losses" not in text
+    assert "losses_nats" not in text
     assert "epsilon_lower_bound" in text
 
 

@@ -5,14 +5,17 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.reports.conftest import ALL_ANSWERS
 
 from llmos.errors import MeasurementError, VerificationFailed
 from llmos.privacy import PrivacyLoss, PrivacyUnit
-from llmos.reports.certificate import CertificateFacts
-from llmos.reports.page import promise, render, tier
+from llmos.reports.facts import CertificateFacts
+from llmos.reports.page import evidence, promise, render, tier
+from llmos.reports.questions import Answer
 from llmos.reports.verification import VerifiedCertificate, verify_bundle
 
 Documents = Callable[..., dict[str, Any]]
@@ -101,10 +104,68 @@ def test_the_page_says_what_the_certificate_says(page: str, verified: VerifiedCe
         "25.0 % is spent",
         "100.0 %",  # of the plain model's secrets
         *verified.predicate["not_protected"],
-        *verified.predicate["questions_for_a_person"],
+        *(s["text"] for layer in verified.predicate["assessment"] for s in layer["sentences"]),
+        *(hazard["hazard"] for hazard in verified.predicate["hazards"]),
+        *(question["question"] for question in verified.predicate["questions"]),
+        "tier 0 of 3",
+        "Patients' written consent of 2025.",
     ):
         assert str(said) in text
     assert "Not for production" not in text
+
+
+def test_the_sections_follow_the_pyramid_from_its_top(page: str) -> None:
+    ids = Structure(page).ids
+    order = ["guarantee", "algorithms", "utility", "security", "side-channels", "data"]
+    places = [ids.index(f"layer-{name}") for name in order]
+    assert places == sorted(places)
+    assert places[-1] < ids.index("hazards") < ids.index("questions") < ids.index("registry")
+
+
+def test_each_sentence_links_to_what_it_rests_on(page: str, verified: VerifiedCertificate) -> None:
+    links = {v for name, v in Structure(page).attributes if name == "href"}
+    assert {f"#record-{name}" for name in verified.predicate["records"]} <= links
+    assert {"#question-consent", "#questions", "#home", "#measured", "#not-protected"} <= links
+
+
+@pytest.mark.parametrize(
+    ("pointer", "label"),
+    [
+        ("/data/units", "log entry 12"),
+        ("/algorithm/mechanism/steps", "log entry 14"),
+        ("/measured_leakage/verdict", "log entry 16"),
+        ("/measured_leakage/utility/heldout_loss", "measurement"),
+        ("/guarantee/epsilon", "calculated again"),
+        ("/guarantee/theorem", "said of the program"),
+        ("/not_protected/3", "said of the program"),
+        ("/budget/spent", "ledger"),
+        ("/answers/consent/answer", "said by a person"),
+        ("/answers", "open question"),
+        ("/implementation/randomness", "signed by the home"),
+    ],
+)
+def test_what_stands_behind_a_word_is_called_by_its_name(
+    pointer: str, label: str, verified: VerifiedCertificate
+) -> None:
+    assert [link.label for link in evidence({"basis": [pointer]}, verified.predicate)] == [label]
+
+
+def test_a_complete_record_is_called_so(
+    make_bundle: Callable[..., bytes], facts: CertificateFacts, public_keys: str
+) -> None:
+    answered = verify_bundle(make_bundle(replace(facts, answers=ALL_ANSWERS)), public_keys)
+    text = Structure(render(answered, [])).text
+    assert "tier 3, complete" in text
+    assert "14 of 14 are answered" in text
+
+
+def test_a_certificate_of_version_1_has_no_page() -> None:
+    folder = Path(__file__).parents[2] / "vectors" / "certificates" / "v1"
+    old = verify_bundle(
+        (folder / "private.certificate.json").read_bytes(), (folder / "home.pub").read_text()
+    )
+    with pytest.raises(VerificationFailed, match="version 1 has no page"):
+        render(old, [])
 
 
 def test_the_same_input_gives_the_same_page(
@@ -134,16 +195,22 @@ def test_names_cannot_break_out_of_the_page(
     hostile = replace(
         facts,
         leakage=None,
-        curator=HOSTILE,
+        answers={"consent": Answer(HOSTILE, HOSTILE)},
         model=replace(facts.model, name=HOSTILE),
-        training=replace(facts.training, parameters={HOSTILE: HOSTILE}),
+        training=replace(
+            facts.training,
+            parameters={"expected_batch_units": 90, HOSTILE: HOSTILE},
+            dtype_path="{0}" + HOSTILE,
+        ),
         dataset=replace(facts.dataset, name=HOSTILE, purposes=(HOSTILE,)),
+        budget=replace(facts.budget, charged={HOSTILE: facts.budget.charged["notes"]}),
     )
-    certificate = verify_bundle(make_bundle(hostile), public_keys)
+    certificate = verify_bundle(make_bundle(hostile, resource=f"Model::{HOSTILE}"), public_keys)
     page = render(certificate, [make_document(HOSTILE, None, leaking=False)])
     structure = Structure(page)
     assert "script" not in structure.tags
     assert HOSTILE in structure.text
+    assert "{0}" + HOSTILE in structure.text
     assert structure.open == []
 
 

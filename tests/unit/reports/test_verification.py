@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from llmos.crypto.notes import NoteKey
 from llmos.errors import VerificationFailed
 from llmos.privacy import Neighboring
-from llmos.reports.certificate import CertificateFacts
+from llmos.reports.bundle import LARGEST_FILE_BYTES
+from llmos.reports.certificate import MEDIA_TYPE_1
+from llmos.reports.facts import CertificateFacts
 from llmos.reports.verification import (
-    LARGEST_FILE_BYTES,
     verify_bundle,
     verify_log_proof,
 )
@@ -47,7 +48,7 @@ def test_the_model_at_hand_must_be_the_certified_one(
         verify_bundle(certificate, public_keys, model_digest="00" * 32)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_single_changed_byte_fails(
     certificate: bytes, public_keys: str, data: st.DataObject
@@ -87,6 +88,10 @@ def test_white_space_duplicates_and_foreign_fields_are_refused(
         (certificate[:-1] + b',"mediaType":"x"}', "twice"),
         (rfc8785.dumps({**fields, "note": "trust me"}), "other fields"),
         (rfc8785.dumps({**fields, "mediaType": "text/plain"}), "not a privacy certificate"),
+        (rfc8785.dumps({**fields, "mediaType": ["a"]}), "not a privacy certificate"),
+        (rfc8785.dumps({**fields, "mediaType": MEDIA_TYPE_1}), "other fields"),
+        (rfc8785.dumps({**fields, "records": None}), "no proofs of its records"),
+        (rfc8785.dumps({**fields, "records": {"import": None}}), "no log proof"),
         (rfc8785.dumps({**fields, "log_proof": None}), "no log proof"),
         (rfc8785.dumps({**fields, "log_proof": {**fields["log_proof"], "x": 1}}), "not ours"),
         (rfc8785.dumps({**fields, "envelope": {**fields["envelope"], "x": 1}}), "not ours"),
@@ -146,6 +151,25 @@ def test_the_log_entry_must_be_of_this_certificate(
         verify_bundle(make_bundle(facts, **change), public_keys)
 
 
+@pytest.mark.parametrize("change", [{"actor": "eve"}, {"resource": "Model::other"}])
+def test_the_log_entry_must_be_by_whom_and_about_what_the_certificate_says(
+    make_bundle: Callable[..., bytes],
+    facts: CertificateFacts,
+    public_keys: str,
+    change: dict[str, Any],
+) -> None:
+    with pytest.raises(VerificationFailed, match="another actor or is about another model"):
+        verify_bundle(make_bundle(facts, **change), public_keys)
+
+
+def test_a_certificate_need_not_speak_of_replace_one(
+    make_bundle: Callable[..., bytes], facts: CertificateFacts, public_keys: str
+) -> None:
+    silent = replace(facts, guarantee=replace(facts.guarantee, replace_one_epsilon=None))
+    verified = verify_bundle(make_bundle(silent), public_keys)
+    assert "replace-one" not in json.dumps(verified.predicate["assessment"])
+
+
 @pytest.mark.parametrize("factor", [0.5, 1 - 2e-3, 1 + 2e-3, 2.0])
 def test_an_epsilon_that_does_not_follow_from_the_mechanism_fails_even_when_signed(
     make_bundle: Callable[..., bytes], facts: CertificateFacts, public_keys: str, factor: float
@@ -189,6 +213,17 @@ def _set(path: str, value: object) -> Change:
         ("predicate.algorithm.mechanism.type", "laplace", "lacks or misuses"),
         ("predicate.algorithm.mechanism.steps", 19, "its mechanism gives"),
         ("predicate.issuer", "someone else", "another issuer"),
+        ("predicate.surprise", {}, "other sections"),
+        ("subject", [{"name": "x", "digest": {"sha256": "ab" * 32}}], "is not the model"),
+        ("subject", [{"name": "ward", "digest": {"sha256": "00" * 32}}], "is not the model"),
+        ("predicate.guarantee.replace_one_epsilon", 0.1, "for replace-one, its mechanism gives"),
+        ("predicate.guarantee.theorem", "trust me", "is not that of version 2"),
+        ("predicate.answers", {"consent": {"answer": ""}}, "lacks or misuses"),
+        ("predicate.records", {}, "other log entries"),
+        ("predicate.budget.spent", -1, "lacks or misuses"),
+        ("predicate.budget.renyi_order", 1, "lacks or misuses"),
+        ("predicate.budget.charged", {}, "not what the log recorded"),
+        ("predicate.deployment", None, "lacks or misuses"),
         ("predicate.measured_leakage.epsilon_lower_bound.lower", 50.0, "refutes"),
     ],
 )

@@ -12,7 +12,8 @@ from tests.conftest import ServedHome
 from llmos.config import Config
 from llmos.errors import ConfigError, PermissionDenied
 from llmos.server.binding import TlsFiles, bind
-from llmos.server.lifecycle import base_url, make_server, serve_system
+from llmos.server.lifecycle import serve_system
+from llmos.server.listener import base_url, make_server
 from llmos.system import System
 from llmos.workflows.parts import Parts
 
@@ -29,7 +30,7 @@ HELLO = PlainTextResponse("hello")
 )
 def test_the_url_has_the_real_port(tls: TlsFiles, host: str, with_tls: bool, expected: str) -> None:
     with bind("127.0.0.1", 0) as listening:
-        url = base_url(listening, host, tls if with_tls else None)
+        url = base_url(listening, host, secure=with_tls)
         assert url == f"{expected}{listening.getsockname()[1]}"
 
 
@@ -41,7 +42,7 @@ def test_a_server_with_tls_answers_over_tls_only(tls: TlsFiles) -> None:
         thread.start()
         try:
             assert ready.wait(30)
-            url = base_url(listening, "127.0.0.1", tls)
+            url = base_url(listening, "127.0.0.1", secure=True)
             context = ssl.create_default_context(cafile=str(tls.certificate))
             assert httpx.get(url, verify=context).text == "hello"
             with pytest.raises(httpx.TransportError):

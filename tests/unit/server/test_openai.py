@@ -10,6 +10,7 @@ import pytest
 import torch
 from starlette.types import ASGIApp, Message
 from tests.conftest import ServedHome
+from tests.databases import allow, refuse
 from tests.unit.server.asgi import HTTP, Sent
 
 from llmos.models.runtimes import Runtimes
@@ -143,12 +144,13 @@ def test_no_end_is_told_without_its_record(
     asyncio.run(present(app, request(token), body()))
     (runtime,) = runtimes._kept.values()
 
+    locked: list[bool] = []
+
     def lock_the_log(*_: Any) -> None:
         with store.transaction() as conn:
-            conn.exec_driver_sql(
-                "CREATE TRIGGER IF NOT EXISTS full BEFORE INSERT ON log_entries "
-                "BEGIN SELECT RAISE(ABORT, 'no more'); END"
-            )
+            if not locked:
+                refuse(conn, "INSERT", "log_entries")
+                locked.append(True)
 
     handle = runtime._loaded.model.register_forward_pre_hook(lock_the_log)
     try:
@@ -156,7 +158,7 @@ def test_no_end_is_told_without_its_record(
     finally:
         handle.remove()
         with store.transaction() as conn:
-            conn.exec_driver_sql("DROP TRIGGER full")
+            allow(conn, "log_entries")
     assert '"content":' in streamed
     assert "[DONE]" not in streamed
     assert '"finish_reason":"length"' not in streamed

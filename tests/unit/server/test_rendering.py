@@ -66,6 +66,15 @@ def test_the_servers_own_faults_are_answered_without_detail(error: Exception) ->
     assert "req_1" in body["error"]["message"]
 
 
+def test_a_full_disk_is_named_because_waiting_helps() -> None:
+    response = error_response(errors.StorageFull("/home/erin/kernel.db: no room"), "req_1")
+    message = json.loads(bytes(response.body))["error"]["message"]
+    assert message.startswith("the server's disk is full")
+    assert "req_1" in message
+    assert "kernel.db" not in message
+    assert response.headers["retry-after"] == "60"
+
+
 def raises(secret: str) -> None:
     raise ValueError(f"bad prompt: {secret}")
 

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.databases import open_store
 from tests.jobs import Home, Results
 
 from llmos.errors import JobInterrupted
 from llmos.jobs.jobs import Job, JobState
 from llmos.kernel import schema
-from llmos.kernel.store import Store
 from llmos.workflows.ctrl_c import stopped_by_ctrl_c
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Home]:
-    with closing(Store.open(tmp_path / "kernel.db", schema.KERNEL)) as store:
+    with closing(open_store(tmp_path / "kernel.db", schema.KERNEL)) as store:
         yield Home(tmp_path, store)
 
 

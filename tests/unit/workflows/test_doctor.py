@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import json
 import sqlite3
 from pathlib import Path
 
 import pytest
+from tests.homes import hire, opened
 
 from llmos.config import Config, load
+from llmos.kernel.policy import Policy
 from llmos.workflows import doctor
 from llmos.workflows.doctor import Finding
 
@@ -16,7 +19,9 @@ def findings(home: Path) -> dict[str, Finding]:
 
 def test_a_good_home_on_a_good_machine(home: Path) -> None:
     found = findings(home)
-    assert list(found) == ["python", "memory", "disk", "device", "home"]
+    assert list(found) == ["python", "memory", "disk", "device", "home", "policies"]
+    assert found["policies"].ok
+    assert found["policies"].detail.endswith("are in force")
     assert found["home"].ok
     assert "ledger equals its events" in found["home"].detail
     assert found["python"].ok
@@ -31,9 +36,9 @@ def test_no_home_yet_is_no_fault(tmp_path: Path) -> None:
     assert str(tmp_path) in found["disk"].detail
 
 
-def execute(home: Path, statement: str) -> None:
+def execute(home: Path, statement: str, *values: str) -> None:
     conn = sqlite3.connect(home / "kernel.db")
-    conn.execute(statement)
+    conn.execute(statement, values)
     conn.commit()
     conn.close()
 
@@ -42,7 +47,10 @@ def execute(home: Path, statement: str) -> None:
     ("statement", "said"),
     [
         ("UPDATE budget_pools SET spent = 1 WHERE dataset = 'ward'", "not as the last act left it"),
-        ("UPDATE log_entries SET data = x'7b7d' WHERE idx = 1", ""),
+        (
+            "UPDATE log_entries SET data = (SELECT min(data) FROM log_entries) WHERE idx < 2",
+            "",
+        ),
         ("DELETE FROM log_entries WHERE idx = 3", ""),
     ],
 )
@@ -77,3 +85,32 @@ def test_a_machine_that_is_too_small_or_lacks_a_device(
     config: Config = load(home=home, device="cuda")
     found = {finding.name: finding for finding in doctor.run(config)}
     assert [name for name in found if not found[name].ok] == ["memory", "disk", "device"]
+
+
+def test_drafts_that_differ_are_named(home: Path) -> None:
+    draft = home / "policy/mine.cedar"
+    draft.write_text("forbid (principal, action, resource);")
+    assert "llmos policy apply" in findings(home)["policies"].detail
+    draft.write_text("nonsense")
+    found = findings(home)["policies"]
+    assert (found.ok, "not valid" in found.detail) == (True, True)
+
+
+def test_policies_that_the_log_does_not_know_of_are_a_fault(home: Path) -> None:
+    other = Policy.parse({"all.cedar": "permit (principal, action, resource);"})
+    files = json.dumps(dict(other.files))
+    execute(home, "INSERT INTO policy_versions VALUES (?, ?)", other.digest, files)
+    execute(home, "UPDATE settings SET value = ? WHERE name = 'policy'", other.digest)
+    found = findings(home)["policies"]
+    assert (found.ok, "the log does not know" in found.detail) == (False, True)
+
+
+def test_the_log_knows_policies_that_two_people_changed(home: Path, tmp_path: Path) -> None:
+    bob = hire(home, "bob", "steward", tmp_path)
+    (home / "policy/mine.cedar").write_text("// nothing more")
+    with opened(home) as system:
+        asked = system.policies.propose(reason="a comment")
+    with bob.at_work() as system:
+        system.approvals.decide(asked.id, approve=True)
+    found = findings(home)["policies"]
+    assert (found.ok, found.detail) == (True, f"{asked.subject[:12]} are in force")

@@ -6,14 +6,23 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from tests.homes import checked_books, last_records, log_size
+from sqlalchemy import func, update
+from tests.homes import Person, checked_books, hire, last_records, log_size
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llmos.errors import ModelError, PermissionDenied, StorageError, UnknownModel
+from llmos.errors import (
+    ApprovalConflict,
+    ModelError,
+    PermissionDenied,
+    StorageError,
+    StorageFull,
+    UnknownModel,
+)
 from llmos.models import lora
 from llmos.models.loading import load_base
+from llmos.models.tables import models
 from llmos.system import System
-from llmos.workflows import export
+from llmos.workflows import export, outputs
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft's
@@ -71,3 +80,112 @@ def test_who_may_not_export_gets_no_file(measured: System, tmp_path: Path) -> No
         export.run("plain", tmp_path / "plain", developer, measured.parts)
     assert not (tmp_path / "plain").exists()
     assert last_records(measured, 1)[0]["outcome"] == "denied"
+
+
+@pytest.fixture
+def leaky(measured: System) -> System:
+    """Let `plain`, which was trained without privacy, have been trained on sensitive data."""
+    card = func.json_set(models.c.card, "$.classification", "sensitive")
+    with measured.kernel.store.transaction() as conn:
+        conn.execute(update(models).where(models.c.name == "plain").values(card=card))
+    return measured
+
+
+@pytest.fixture
+def bob(leaky: System, tmp_path: Path) -> Person:
+    return hire(leaky.kernel.config.home, "bob", "steward", tmp_path)
+
+
+def approve(bob: Person, leaky: System, *, approve: bool = True) -> None:
+    *_, asked = leaky.approvals.overview()
+    with bob.at_work() as his:
+        his.approvals.decide(asked["id"], approve=approve)
+
+
+def test_two_people_export_what_may_hold_data_once(
+    leaky: System, bob: Person, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    with pytest.raises(ApprovalConflict, match="second person") as refused:
+        leaky.export("plain", folder)
+    assert "--reason" in refused.value.hint
+    assert leaky.approvals.overview() == []
+    for _ in range(2):  # the second time it waits still
+        with pytest.raises(ApprovalConflict, match="not approved approval-"):
+            leaky.export("plain", folder, reason="the ethics board agreed")
+    (asked,) = leaky.approvals.overview()
+    digest = leaky.registry.model("plain").digest
+    assert (asked["act"], asked["subject"], asked["request"]["digest"]) == (
+        "export",
+        "plain",
+        digest,
+    )
+    approve(bob, leaky)
+    assert not folder.exists()
+    written = leaky.export("plain", folder)
+    assert all(path.exists() for path in written)
+    record = last_records(leaky, 1)[0]
+    assert (record["outcome"], record["details"]["approval"]) == ("admitted", asked["id"])
+    with pytest.raises(ApprovalConflict):
+        leaky.export("plain", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_an_approval_is_for_its_proposer_and_these_weights(
+    leaky: System, bob: Person, tmp_path: Path
+) -> None:
+    with pytest.raises(ApprovalConflict):
+        leaky.export("plain", tmp_path / "out", reason="agreed")
+    approve(bob, leaky)
+    other = leaky.access.add_user("eve", ["engineer"])
+    with pytest.raises(ApprovalConflict):
+        export.run("plain", tmp_path / "out", other, leaky.parts)
+    with leaky.kernel.store.transaction() as conn:
+        mine = models.c.name == "plain"
+        conn.execute(update(models).where(mine).values(digest="0" * 64))
+    with pytest.raises(ApprovalConflict):
+        leaky.export("plain", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_refused_export_can_be_asked_for_again(
+    leaky: System, bob: Person, tmp_path: Path
+) -> None:
+    for count in (1, 2):
+        with pytest.raises(ApprovalConflict):
+            leaky.export("plain", tmp_path / "out", reason="please")
+        assert len(leaky.approvals.overview()) == count
+        approve(bob, leaky, approve=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_that_fails_leaves_its_approval(
+    leaky: System, bob: Person, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ApprovalConflict):
+        leaky.export("plain", tmp_path / "out", reason="agreed")
+    approve(bob, leaky)
+
+    def full(*_: object) -> None:
+        raise StorageFull("no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(outputs, "write_folder", full)
+        with pytest.raises(StorageFull):
+            leaky.export("plain", tmp_path / "out")
+    assert leaky.approvals.overview()[0]["used_at"] is None
+    assert leaky.export("plain", tmp_path / "out")
+
+
+def test_who_may_not_export_may_not_propose_it_either(leaky: System, tmp_path: Path) -> None:
+    developer = leaky.access.add_user("dev", ["developer"])
+    with pytest.raises(PermissionDenied):
+        export.run("plain", tmp_path / "out", developer, leaky.parts, reason="please")
+    assert leaky.approvals.overview() == []
+
+
+def test_a_service_proposes_no_export(leaky: System, tmp_path: Path) -> None:
+    robot = leaky.access.add_user("robot", ["engineer"], kind="service")
+    with pytest.raises(ApprovalConflict, match="service account"):
+        export.run("plain", tmp_path / "out", robot, leaky.parts, reason="please")
+    assert leaky.approvals.overview() == []

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select, update
+from tests.databases import outside
 from tests.homes import checked_books, last_records, log_size, write_notes
 
 from llmos.attacks import leak
@@ -17,6 +18,7 @@ from llmos.errors import (
     StorageError,
     UnknownModel,
 )
+from llmos.kernel.schema import datasets
 from llmos.system import System
 from llmos.workflows import measure
 from llmos.workflows.measure import report_path
@@ -140,11 +142,10 @@ def test_who_may_not_measure_learns_nothing(measured: System) -> None:
 
 def test_a_canary_book_that_was_not_committed_to_is_refused(measured: System) -> None:
     home = measured.kernel.config.home
-    with sqlite3.connect(home / "kernel.db") as conn:
-        card = json.loads(conn.execute("SELECT card FROM datasets").fetchone()[0])
+    with outside(home) as conn:
+        card = json.loads(conn.execute(select(datasets.c.card)).scalar_one())
         card["canary_commitment"] = "0" * 64
-        conn.execute("UPDATE datasets SET card = ?", (json.dumps(card),))
-    conn.close()
+        conn.execute(update(datasets).values(card=json.dumps(card)))
     with pytest.raises(IntegrityError, match="commitment"):
         measured.measure("plain")
     assert last_records(measured, 1)[0]["outcome"] == "failed"

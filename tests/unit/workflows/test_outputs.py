@@ -53,3 +53,12 @@ def test_a_file_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match="cannot be used"):
         outputs.write(tmp_path / "file" / "inside", b"")
+
+
+def test_what_an_earlier_run_wrote_is_removed_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+    outputs.remove(tmp_path / "file")
+    outputs.remove(tmp_path / "file")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(StorageError):
+        outputs.remove(tmp_path)

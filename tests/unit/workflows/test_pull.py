@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from tests.databases import refuse
 from tests.homes import checked_books, close, last_records, log_size
 
 import llmos
@@ -75,11 +76,8 @@ def test_a_model_that_cannot_be_registered_leaves_no_files(
 ) -> None:
     folders = model_folders(system)
     with system.kernel.store.transaction() as conn:
-        conn.exec_driver_sql(
-            "CREATE TRIGGER refuse BEFORE INSERT ON models "
-            "BEGIN SELECT RAISE(ABORT, 'no more models'); END"
-        )
-    with pytest.raises(Exception, match="no more models"):
+        refuse(conn, "INSERT", "models")
+    with pytest.raises(Exception, match="no more"):
         system.pull(str(tiny_model_folder), name="second")
     assert model_folders(system) == folders
     checked_books(system)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.homes import last_records, opened
+from tests.homes import Person, hire, last_records, opened
 
 from llmos.errors import (
     ApprovalConflict,
@@ -20,29 +17,6 @@ from llmos.errors import (
     UnknownDataset,
 )
 from llmos.system import System
-
-
-@dataclass(frozen=True)
-class Person:
-    """Someone with an API key in a file of their own."""
-
-    home: Path
-    key_file: Path
-
-    @contextmanager
-    def at_work(self) -> Iterator[System]:
-        with opened(self.home, api_key_file=self.key_file) as system:
-            yield system
-
-
-def hire(home: Path, name: str, role: str, folder: Path) -> Person:
-    """Add a person and give them a key."""
-    with opened(home) as system:
-        system.access.add_user(name, [role])
-        token = system.access.create_key(user=name).token
-    file = folder / f"{name}.key"
-    file.write_text(f"{token}\n")
-    return Person(home, file)
 
 
 @pytest.fixture
@@ -142,5 +116,6 @@ def test_a_key_file_must_hold_a_good_key(home: Path, bob: Person, tmp_path: Path
     for content, error in (("llmos_nonsense", AuthenticationError), ("", ConfigError)):
         file = tmp_path / "wrong.key"
         file.write_text(content)
+        file.chmod(0o600)
         with opened(home, api_key_file=file) as system, pytest.raises(error):
             _ = system.who

@@ -3,13 +3,17 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.homes import checked_books, last_records, log_size
+from tests.unit.reports.conftest import ALL_ANSWERS, SIGNED
 
 import llmos
 from llmos.errors import (
+    DataError,
     LeakFound,
     MeasurementError,
     ModelError,
@@ -20,6 +24,7 @@ from llmos.errors import (
 )
 from llmos.kernel import accounting
 from llmos.kernel.policy import Action
+from llmos.reports.questions import read_answers, to_dict
 from llmos.system import System
 from llmos.workflows import report
 from llmos.workflows.measure import report_path
@@ -55,21 +60,105 @@ def test_a_certificate_is_verified_with_nothing_but_the_public_keys(
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
-def test_every_section_of_a_certificate_points_to_its_log_entry(measured: System) -> None:
-    files = measured.report("private")
-    assert files.certificate is not None
-    envelope = json.loads(files.certificate.read_bytes())["envelope"]
-    predicate = json.loads(base64.b64decode(envelope["payload"]))["predicate"]
-    indices = {
-        name: predicate[name]["log_index"]
-        for name in ("guarantee", "algorithm", "implementation", "data", "measured_leakage")
-    }
+def predicate_of(certificate: Path | None) -> dict[str, Any]:
+    assert certificate is not None
+    envelope = json.loads(certificate.read_bytes())["envelope"]
+    predicate: dict[str, Any] = json.loads(base64.b64decode(envelope["payload"]))["predicate"]
+    return predicate
+
+
+def test_a_certificate_names_the_log_entries_of_its_model(measured: System) -> None:
+    records = predicate_of(measured.report("private").certificate)["records"]
     entries = dict(measured.log.read(limit=1000))
-    assert entries[indices["guarantee"]]["details"]["step"] == "settle"
-    assert entries[indices["algorithm"]]["details"]["step"] == "publish"
-    assert entries[indices["implementation"]]["details"]["step"] == "fit"
-    assert entries[indices["data"]]["action"] == "import-data"
-    assert entries[indices["measured_leakage"]]["details"]["verdict"] == "pass"
+    of = {name: entries[record["log_index"]] for name, record in records.items()}
+    job = measured.registry.model("private").card["job"]
+    assert of["import"]["action"] == "import-data"
+    assert of["measure"]["details"]["verdict"] == "pass"
+    for name, step in (("fit", "fit"), ("settle", "settle"), ("publish", "publish")):
+        assert (of[name]["details"]["step"], of[name]["details"]["job"]) == (step, job)
+
+
+def test_the_newest_measurement_is_the_one_that_counts(measured: System) -> None:
+    before = predicate_of(measured.report("private").certificate)["records"]["measure"]
+    measured.measure("private")
+    after = predicate_of(measured.report("private").certificate)["records"]["measure"]
+    assert after["log_index"] > before["log_index"]
+
+
+def test_answers_are_put_in_with_the_names_of_those_who_gave_them(
+    measured: System, tmp_path: Path
+) -> None:
+    answers = tmp_path / "answers.json"
+    answers.write_text(json.dumps(to_dict(ALL_ANSWERS)))
+    files = measured.report("private", answers=answers)
+    registry = predicate_of(files.certificate)["registry"]
+    assert (files.tier, files.missing) == (3, ())
+    assert files.registry is not None
+    assert json.loads(files.registry.read_text()) == registry["record"]
+    assert SIGNED in files.page.read_text()
+    assert files.certificate is not None
+    assert llmos.verify(files.certificate)["registry"] == "tier 3"
+
+
+def test_an_incomplete_record_is_not_written_before_tier_1(measured: System) -> None:
+    files = measured.report("private")
+    assert (files.tier, files.registry) == (0, None)
+    assert "curator" in files.missing
+    assert not list(files.page.parent.glob("*.registry.json"))
+
+
+def test_a_record_of_an_earlier_report_is_taken_away(measured: System, tmp_path: Path) -> None:
+    answers = tmp_path / "answers.json"
+    answers.write_text(json.dumps(to_dict(ALL_ANSWERS)))
+    stale = measured.report("private", answers=answers).registry
+    assert stale is not None
+    measured.report("private")
+    assert not stale.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("answers.txt", b"", "neither .toml nor .json"),
+        ("missing.toml", None, "cannot be read"),
+        ("large.json", b" " * ((1 << 20) + 1), "larger than"),
+        ("answers.toml", b"[nothing]", "no question"),
+        ("answers.toml", b"=", "not TOML"),
+    ],
+)
+def test_answers_that_cannot_be_used_leave_nothing_behind(
+    measured: System, tmp_path: Path, name: str, content: bytes | None, reason: str
+) -> None:
+    answers = tmp_path / name
+    if content is not None:
+        answers.write_bytes(content)
+    entries = log_size(measured)
+    with pytest.raises(DataError, match=reason):
+        measured.report("private", folder=tmp_path / "out", answers=answers)
+    assert not (tmp_path / "out").exists()
+    assert log_size(measured) == entries
+
+
+def test_a_form_is_never_written_over_answers(tmp_path: Path) -> None:
+    form = tmp_path / "answers.toml"
+    report.write_questions(form)
+    assert read_answers(form.read_bytes(), toml=True) == {}
+    for place in (form, tmp_path / "answers.json"):
+        with pytest.raises(DataError, match="is there already or no"):
+            report.write_questions(place)
+    assert not (tmp_path / "answers.json").exists()
+
+
+def test_a_model_whose_acts_are_not_in_the_log_is_not_certified(measured: System) -> None:
+    entry = measured.registry.model("private")
+    stranger = replace(entry, card={**entry.card, "job": "train-00000000"})
+    with pytest.raises(MeasurementError, match="no entry of fit, publish, settle"):
+        report._evidence(
+            stranger,
+            measured.datasets.card("notes"),
+            read_report("private", measured.parts),
+            measured.parts,
+        )
 
 
 @pytest.mark.parametrize("place", [0.1, 0.5, 0.9])

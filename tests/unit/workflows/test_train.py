@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.databases import allow, refuse
 from tests.homes import (
     TRAINING,
     Books,
@@ -391,19 +392,16 @@ def test_checkpoints_are_charged_before_they_are_kept(system: System) -> None:
 def test_a_checkpoint_that_the_job_cannot_point_to_is_not_left_behind(system: System) -> None:
     job_id = submit(system, checkpoint_every_s=0)
 
-    def refuse(view: StepView) -> None:
+    def refuse_checkpoints(view: StepView) -> None:
         if view.step == 2:
             with system.kernel.store.transaction() as conn:
-                conn.exec_driver_sql(
-                    "CREATE TRIGGER refuse BEFORE UPDATE OF checkpoint ON jobs "
-                    "BEGIN SELECT RAISE(ABORT, 'no more checkpoints'); END"
-                )
+                refuse(conn, "UPDATE OF checkpoint", "jobs")
 
-    with pytest.raises(Exception, match="no more checkpoints"):
-        system.jobs.resume(job_id, on_step=refuse)
+    with pytest.raises(Exception, match="no more"):
+        system.jobs.resume(job_id, on_step=refuse_checkpoints)
     assert len(checked_books(system).objects) == 7  # the one before is still there
     with system.kernel.store.transaction() as conn:
-        conn.exec_driver_sql("DROP TRIGGER refuse")
+        allow(conn, "jobs")
     assert system.jobs.retry(job_id, reason="it can be written")["steps"] == STEPS
     checked_books(system)
 
@@ -415,7 +413,7 @@ def test_a_settled_job_opens_no_data_again(system: System) -> None:
     with system.kernel.store.transaction() as conn:
         conn.exec_driver_sql("UPDATE jobs SET state = 'running'")
         conn.exec_driver_sql("DELETE FROM models WHERE kind = 'adapter'")
-        conn.exec_driver_sql("DROP TRIGGER job_steps_no_delete")
+        allow(conn, "job_steps", "job_steps_no_delete")
         conn.exec_driver_sql("DELETE FROM job_steps")
     with pytest.raises(LedgerConflict, match="opens no data again"):
         system.jobs.resume(job_id)

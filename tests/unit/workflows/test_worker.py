@@ -11,10 +11,13 @@ from threading import Event
 from typing import Any
 
 import pytest
+from sqlalchemy import update
+from tests.databases import open_store
 
 from llmos.errors import DataError, JobCancelled, JobInterrupted, JobOvertaken
 from llmos.jobs import lease
 from llmos.jobs.jobs import Job, Jobs, JobState
+from llmos.jobs.tables import jobs
 from llmos.kernel import schema
 from llmos.kernel.store import Store
 from llmos.workflows import worker
@@ -40,7 +43,7 @@ class Queue:
         with self.store.transaction() as conn:
             job_id = self.jobs.submit(conn, "train", "erin", {})
             at = f"2026-01-01T00:00:{len(self.behaviours):02}.000Z"
-            conn.exec_driver_sql("UPDATE jobs SET created_at = ? WHERE id = ?", (at, job_id))
+            conn.execute(update(jobs).filter_by(id=job_id).values(created_at=at))
         self.behaviours[job_id] = behaviour
         return job_id
 
@@ -66,7 +69,7 @@ class Queue:
 
 @pytest.fixture
 def queue(tmp_path: Path) -> Iterator[Queue]:
-    with closing(Store.open(tmp_path / "kernel.db", schema.KERNEL)) as store:
+    with closing(open_store(tmp_path / "kernel.db", schema.KERNEL)) as store:
         yield Queue(tmp_path, store)
 
 

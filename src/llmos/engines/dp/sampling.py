@@ -49,14 +49,16 @@ class Sampler:
     ) -> None:
         """Group records by unit.
 
+        Fewer units than planned are those of a neighbouring dataset: each is drawn with the planned
+        probability still, and the divisor of the noisy sum stays the planned one.
+
         Raises:
-            EngineError: there are not exactly as many units as planned, so the plan's sampling
-                probability would be wrong.
+            EngineError: there is no unit, or there are more than planned.
         """
         grouped: dict[str | int, list[int]] = {}
         for position, record in enumerate(records):
             grouped.setdefault(record.unit, []).append(position)
-        if len(grouped) != plan.units:
+        if not 1 <= len(grouped) <= plan.units:
             raise EngineError(f"the plan is for {plan.units} units, the data has {len(grouped)}")
         self._records_of_unit = list(grouped.values())
         self._plan = plan
@@ -68,7 +70,8 @@ class Sampler:
         if self._plan.privacy is None:
             units = self._shuffled(step)
         else:
-            units = poisson_sample(self._plan.units, self._plan.sampling_probability, stream)
+            present = len(self._records_of_unit)
+            units = poisson_sample(present, self._plan.sampling_probability, stream)
         return [Draw(unit, self._some_records(unit, stream)) for unit in units]
 
     def _some_records(self, unit: int, stream: Stream) -> tuple[int, ...]:
@@ -81,7 +84,7 @@ class Sampler:
 
     def _shuffled(self, step: int) -> list[int]:
         """Cut the step's batch out of an endless sequence of shuffled epochs."""
-        units = self._plan.units
+        units = len(self._records_of_unit)
         size = max(1, round(self._plan.expected_batch_units))
         wanted = range(step * size, (step + 1) * size)
         batch: list[int] = []

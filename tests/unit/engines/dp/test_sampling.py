@@ -81,9 +81,27 @@ def test_the_records_of_a_unit_are_drawn_uniformly() -> None:
     assert stats.chisquare(np.bincount(drawn, minlength=5)).pvalue > FALSE_ALARM
 
 
-def test_data_of_another_size_than_planned_is_refused() -> None:
-    with pytest.raises(EngineError, match="12 units, the data has 11"):
-        Sampler(records(11), PLAN, Randomness.fresh())
+@pytest.mark.parametrize("units", [0, 13])
+def test_data_with_no_unit_or_with_more_than_planned_are_refused(units: int) -> None:
+    with pytest.raises(EngineError, match=f"12 units, the data has {units}"):
+        Sampler(records(units) if units else [], PLAN, Randomness.fresh())
+
+
+def test_the_units_that_are_left_are_drawn_with_the_planned_probability() -> None:
+    """A unit less is a neighbouring dataset: nobody else's chance changes. False alarm 1e-9."""
+    plan = replace(PLAN, steps=4000)
+    sampler = Sampler(records(9), plan, Randomness.fresh())
+    taken = np.zeros(9)
+    for step in range(4000):
+        taken[[draw.unit for draw in sampler.batch(step)]] += 1
+    low, high = stats.binom(4000, 3 / 12).ppf([FALSE_ALARM / 18, 1 - FALSE_ALARM / 18])
+    assert ((low <= taken) & (taken <= high)).all()
+
+
+def test_without_privacy_the_units_that_are_left_share_the_epochs() -> None:
+    sampler = Sampler(records(9), replace(PLAN, privacy=None), Randomness.insecure_test(0))
+    drawn = [draw.unit for step in range(3) for draw in sampler.batch(step)]
+    assert sorted(drawn) == list(range(9))
 
 
 @pytest.mark.parametrize("batch_units", [1, 3, 5, 12])

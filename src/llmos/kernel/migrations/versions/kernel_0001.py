@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from llmos.kernel.migrations import append_only
+
 revision = "kernel_0001"
 down_revision = None
 branch_labels = ("kernel",)
@@ -110,11 +112,7 @@ def _ledger() -> None:
         sa.Column("at", sa.Text, nullable=False),
         sqlite_autoincrement=True,
     )
-    for statement in ("UPDATE", "DELETE"):  # balances are a cache; the events are the truth
-        op.execute(
-            f"CREATE TRIGGER budget_events_no_{statement.lower()} BEFORE {statement} "
-            "ON budget_events BEGIN SELECT RAISE(ABORT, 'budget_events is append-only'); END"
-        )
+    append_only.protect("budget_events")  # balances are a cache; the events are the truth
 
 
 def _jobs() -> None:

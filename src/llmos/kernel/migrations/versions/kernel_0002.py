@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from llmos.kernel.migrations import append_only
+
 revision = "kernel_0002"
 down_revision = "kernel_0001"
 branch_labels = None
@@ -22,8 +24,4 @@ def upgrade() -> None:
         sa.Column("result", sa.Text, nullable=False),
         sa.Column("at", sa.Text, nullable=False),
     )
-    for statement in ("UPDATE", "DELETE"):  # a step that completed is never run again
-        op.execute(
-            f"CREATE TRIGGER job_steps_no_{statement.lower()} BEFORE {statement} "
-            "ON job_steps BEGIN SELECT RAISE(ABORT, 'job_steps is append-only'); END"
-        )
+    append_only.protect("job_steps")  # a step that completed is never run again

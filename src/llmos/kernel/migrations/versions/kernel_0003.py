@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from llmos.kernel.migrations import append_only
+
 revision = "kernel_0003"
 down_revision = "kernel_0002"
 branch_labels = None
@@ -15,22 +17,25 @@ _LEDGER = ("budget_events", "budget_reservations", "budget_pools")
 
 def upgrade() -> None:
     op.add_column("datasets", sa.Column("parents", sa.Text, nullable=False, server_default="[]"))
+    # Homes on PostgreSQL are younger than this revision: there is nothing to carry over.
+    old = op.get_bind().dialect.name == "sqlite"
     for table in _LEDGER:  # primary and foreign keys change, which SQLite cannot do in place
-        op.rename_table(table, f"{table}_0001")
-    for statement in ("update", "delete"):
-        op.execute(f"DROP TRIGGER budget_events_no_{statement}")
+        if old:
+            op.rename_table(table, f"{table}_0001")
+        else:
+            op.drop_table(table)
+    if old:
+        for statement in ("update", "delete"):
+            op.execute(f"DROP TRIGGER budget_events_no_{statement}")
     _pools()
     _reservations()
     _events()
     _approvals()
-    _copy()
-    for table in _LEDGER:
-        op.drop_table(f"{table}_0001")
-    for statement in ("UPDATE", "DELETE"):
-        op.execute(
-            f"CREATE TRIGGER budget_events_no_{statement.lower()} BEFORE {statement} "
-            "ON budget_events BEGIN SELECT RAISE(ABORT, 'budget_events is append-only'); END"
-        )
+    if old:
+        _copy()
+        for table in _LEDGER:
+            op.drop_table(f"{table}_0001")
+    append_only.protect("budget_events")
 
 
 def _pools() -> None:
