@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from _argon2_cffi_bindings import ffi, lib
+from _argon2_cffi_bindings import ffi, lib  # type: ignore[import-untyped]
 from argon2.low_level import ARGON2_VERSION, Type, core
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec

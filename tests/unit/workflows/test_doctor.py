@@ -5,7 +5,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from tests.homes import hire, opened
+from tests.homes import hire, opened, record_state
 
 from llmos.config import Config, load
 from llmos.kernel.policy import Policy
@@ -101,6 +101,7 @@ def test_policies_that_the_log_does_not_know_of_are_a_fault(home: Path) -> None:
     files = json.dumps(dict(other.files))
     execute(home, "INSERT INTO policy_versions VALUES (?, ?)", other.digest, files)
     execute(home, "UPDATE settings SET value = ? WHERE name = 'policy'", other.digest)
+    record_state(home)
     found = findings(home)["policies"]
     assert (found.ok, "the log does not know" in found.detail) == (False, True)
 
