@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, update
 from tests.databases import outside
-from tests.homes import checked_books, last_records, log_size, write_notes
+from tests.homes import checked_books, last_records, log_size, record_state, write_notes
 
 from llmos.attacks import leak
 from llmos.attacks.leak import Verdict
