@@ -52,6 +52,7 @@ nightly: $(VENV)/installed-dev   ## long experiments: the demo, leak table over 
 	$(BIN)/python benchmarks/leak_table.py --json benchmarks/results/leak_table.json
 	$(BIN)/python benchmarks/kill_training.py --json benchmarks/results/kill_training.json
 	$(BIN)/python benchmarks/budget.py --json benchmarks/results/budget.json
+	$(BIN)/python -m pytest -q tests/faults/test_bit_flips.py tests/properties tests/fuzz --long 60
 	EVERY_CALL=1 $(BIN)/python -m pytest -q --timeout=7200 tests/faults
 
 clean:           ## remove the virtual environment and caches

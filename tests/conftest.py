@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 from tests import postgresql
 from tests.clinics import import_clinic
 from tests.databases import copy_home
@@ -65,9 +66,24 @@ def make_tiny_tokenizer() -> Any:
     )
 
 
-def pytest_configure() -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let `make nightly` try more: more flips, more sequences, longer fuzzing."""
+    parser.addoption("--long", type=int, default=1, metavar="FACTOR", help="try so many times more")
+
+
+@pytest.fixture(scope="session")
+def long(request: pytest.FixtureRequest) -> int:
+    """Return how many times more than in CI is tried."""
+    return int(request.config.getoption("--long"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """Let Ctrl-C reach the processes that tests start; what runs in the background ignores it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    more = int(config.getoption("--long"))
+    settings.register_profile(
+        "machines", max_examples=10 * more, stateful_step_count=20, deadline=None
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

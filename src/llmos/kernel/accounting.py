@@ -13,12 +13,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from llmos.errors import UnaccountableMechanism
-from llmos.privacy import (
-    Mechanism,
-    Neighboring,
-    check_delta,
-    check_epsilon,
-)
+from llmos.privacy import Mechanism, Neighboring, check_delta, check_epsilon
 
 FINE_INTERVAL: Final = 1e-4  # nats between two values of a privacy loss distribution
 GREATEST_EPSILON: Final = 1e5  # beyond it nothing is protected, and the arithmetic overflows
@@ -32,9 +27,7 @@ LEAST_NOISE: Final = 1e-6  # below it the arithmetic overflows; the divergence i
 
 @lru_cache(maxsize=4096)
 def epsilon(
-    mechanism: Mechanism,
-    delta: float,
-    neighboring: Neighboring = Neighboring.ADD_OR_REMOVE_ONE,
+    mechanism: Mechanism, delta: float, neighboring: Neighboring = Neighboring.ADD_OR_REMOVE_ONE
 ) -> float:
     """Return the least epsilon, in nats, that is proven for one pre-declared mechanism at `delta`.
 

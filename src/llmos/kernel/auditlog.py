@@ -24,6 +24,7 @@ from sqlalchemy import Connection, and_, bindparam, delete, func, insert, or_, s
 from llmos.crypto import merkle
 from llmos.crypto.notes import Checkpoint, NoteKey, open_note, sign_note
 from llmos.errors import TamperedLog, VerificationFailed
+from llmos.kernel import schema
 from llmos.kernel.schema import log_checkpoints, log_cosignatures, log_entries, log_nodes
 from llmos.kernel.store import Store
 
@@ -198,6 +199,12 @@ class AuditLog:
             raise tampered("it is empty")
         if entries != head.size or nodes != merkle.node_count(head.size):
             raise tampered(f"it has {entries} rows and {nodes} hashes for {head.size} entries")
+        _verify_batch(conn, head.size - 1, head.size)  # the newest entry is under the root
+        newest = select(log_entries.c.data).where(log_entries.c.idx == head.size - 1)
+        found = schema.standing_digest(conn)
+        said = json.loads(conn.execute(newest).scalar_one()).get("state", found)
+        if said.keys() == found.keys() and said != found:  # an upgrade changes the tables
+            raise tampered("a table beside it is not as the last act left it")
         return head
 
     def _kept(self, note: str) -> Checkpoint:

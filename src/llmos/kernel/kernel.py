@@ -167,7 +167,7 @@ def _build(config: Config, root_key: bytes) -> None:
             details = {"public_keys": kernel.public_keys, "policy_digest": shipped.digest}
             entry = {"v": 1, "at": now(), "actor": admin.name, "action": "init", "outcome": "done"}
             made = {"resource": f"Home::{home_id}", "details": details}
-            kernel.auditlog.append(conn, {**entry, **made})
+            kernel.auditlog.append(conn, {**entry, **made, "state": schema.standing_digest(conn)})
         keys.write_private(home / "home.pub", kernel.public_keys.encode())
 
 

@@ -18,7 +18,7 @@ from llmos.errors import LedgerConflict, LlmosError, PermissionDenied, StorageEr
 from llmos.kernel.budget import Budget, ReservationState
 from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action, Decision, Policy, Resource
-from llmos.kernel.schema import approvals
+from llmos.kernel.schema import approvals, standing_digest
 from llmos.kernel.store import Store, now
 from llmos.privacy import Mechanism, mechanism_to_dict
 
@@ -80,6 +80,7 @@ class _Recorder:
             "resource": str(self.resource),
             "outcome": str(outcome),
             "details": facts,
+            "state": standing_digest(conn),
         }
         self.log.append(conn, entry)
 

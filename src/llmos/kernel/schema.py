@@ -5,12 +5,15 @@ Packages above add the tables that only they read to `KERNEL`: models, jobs and 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
+    Connection,
     ForeignKey,
     ForeignKeyConstraint,
     Index,
@@ -68,10 +71,7 @@ KEYS: Final = MetaData()
 # Times are RFC 3339 text in UTC; JSON columns are canonical JSON text (RFC 8785).
 
 settings = Table(
-    "settings",
-    KERNEL,
-    Column("name", STR, primary_key=True),
-    Column("value", STR, nullable=False),
+    "settings", KERNEL, Column("name", STR, primary_key=True), Column("value", STR, nullable=False)
 )
 
 principals = Table(
@@ -270,3 +270,28 @@ sealed_secrets = Table(
     # nonce 12 | AES-256-GCM under a key derived from the root key
     Column("sealed", BLOB, nullable=False),
 )
+
+# Who may do what, which data and models there are and what they may still spend: small tables,
+# changed only by acts. The others grow with every job; `workflows.books` compares those.
+_WHOLE: Final = (
+    *("approvals", "budget_pools", "credentials", "datasets", "erasures", "log_partners"),
+    *("models", "policy_versions", "principals", "settings", "witnessed"),
+)
+STANDING: Final = dict.fromkeys(_WHOLE, "*") | {
+    "api_keys": ", ".join(sorted({*api_keys.columns.keys()} - {"last_used_at"}))  # by no act
+}
+_SCHEMA_ROWS: Final = {"sqlite": {"sqlite_master": "type, name, sql"}}
+
+
+def standing_digest(conn: Connection) -> dict[str, str]:
+    """Return SHA-256, in hex, over the rows of `STANDING`, under the schema's revision.
+
+    Every act's entry in the log has it, so that rows changed without an act are found; so is a
+    changed schema, where the database has it as rows too.
+    """
+    rows: dict[str, list[str]] = {}
+    for name, wanted in (STANDING | _SCHEMA_ROWS.get(conn.dialect.name, {})).items():
+        found = conn.exec_driver_sql(f"SELECT {wanted} FROM {name}")  # noqa: S608 - our own names
+        rows[name] = sorted(json.dumps([*row], default=list) for row in found)  # bytes: numbers
+    revision = conn.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one()
+    return {revision: hashlib.sha256(json.dumps(rows).encode()).hexdigest()}

@@ -140,7 +140,7 @@ class SQLite:
                 f"{self.path} was kept busy by another process for longer than the busy timeout",
                 hint="wait for the other LLMOS process, or raise LLMOS_BUSY_TIMEOUT_S",
             )
-        if name.startswith(_DISK_FAULTS):
+        if name.startswith(_DISK_FAULTS) or "no such" in str(error.orig):  # schema was changed
             return StorageError(
                 f"{self.path}: {error.orig}", hint="`llmos doctor` checks the home's files"
             )

@@ -155,7 +155,7 @@ class Store:
             StorageError: the database cannot be read, or a write was tried.
         """
         reading = self._engine.execution_options(**self.database.reading)
-        with self._translated(), reading.begin() as connection:
+        with self._translated(ValueError), reading.begin() as connection:
             yield connection
 
     def checkpoint(self) -> None:
@@ -183,14 +183,19 @@ class Store:
         self._engine.dispose()
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
-        """Turn faults of the place into typed errors; let wrong statements through."""
+    def _translated(self, unreadable: type[ValueError] = UnicodeDecodeError) -> Iterator[None]:
+        """Turn faults of the place into typed errors; let wrong statements through.
+
+        Where rows are only read, whatever cannot be made of them is `unreadable`.
+        """
         try:
             yield
         except DatabaseError as error:
             if (fault := self.database.fault(error)) is not None:
                 raise fault from error
             raise
+        except unreadable as error:
+            raise StorageError(f"{self.database}: {error}", hint="see `llmos doctor`") from error
 
 
 def _upgrade(connection: Connection, branch: str) -> None:

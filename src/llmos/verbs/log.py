@@ -30,12 +30,14 @@ class LogVerbs:
         return [(e.index, e.fields) for e in self._kernel.auditlog.entries(after, limit)]
 
     def verify(self) -> int:
-        """Recompute the whole log, check all cosignatures, and return its size."""
-        from llmos.workflows import partners
+        """Recompute the whole log, check all cosignatures and the books; return the log's size."""
+        from llmos.workflows import books, partners
 
         self._kernel.monitor.authorize(self.parts.who, Action.READ_LOG, self._kernel.home)
         partners.cosigned(self.parts)
-        return self._kernel.auditlog.verify().size
+        size = self._kernel.auditlog.verify().size
+        books.check(self._kernel, self.parts.jobs)
+        return size
 
     def cosigned(self) -> list[Cosigned]:
         """Return which partner cosigned which size of the log, newest first."""

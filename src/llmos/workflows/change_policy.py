@@ -13,6 +13,7 @@ from llmos.kernel.approvals import Approval
 from llmos.kernel.identity import Kind, Principal
 from llmos.kernel.kernel import Kernel
 from llmos.kernel.policy import Action, Policy
+from llmos.kernel.schema import standing_digest
 from llmos.kernel.store import now
 from llmos.workflows.parts import Parts
 
@@ -73,7 +74,7 @@ def adopt(kernel: Kernel) -> None:
     with kernel.store.transaction() as conn:
         policy_versions.keep(conn, kernel.policy)
         policy_versions.enact(conn, kernel.policy.digest)
-        kernel.auditlog.append(conn, entry)
+        kernel.auditlog.append(conn, entry | {"state": standing_digest(conn)})
 
 
 def recorded(kernel: Kernel) -> str | None:

@@ -13,10 +13,11 @@ import torch
 
 from llmos.config import Config
 from llmos.errors import LlmosError, PolicyError
+from llmos.jobs.jobs import Jobs
 from llmos.kernel import kernel as kernels
 from llmos.kernel.policy import Policy
 from llmos.models.loading import resolve_device
-from llmos.workflows import change_policy, vault
+from llmos.workflows import books, change_policy, vault
 
 _ENOUGH_DISK_BYTES: Final = 2 << 30
 _ENOUGH_MEMORY_BYTES: Final = 4 << 30
@@ -89,9 +90,7 @@ def _home(config: Config) -> tuple[bool, str]:
     if kept != "key-file" and (stray := config.home / "root.key").exists():
         return False, f"{stray} lies in a home that a {kept} opens: llmos vault rekey --to {kept}"
     entries = kernel.auditlog.verify().size
-    for pool in kernel.budget.pools():
-        if kernel.budget.recompute(pool.id) != pool.balance:
-            return False, f"the ledger of {pool.id} differs from its events"
+    books.check(kernel, Jobs(kernel.store, config.home))
     return True, f"{config.home}: log of {entries} entries verified, ledger equals its events"
 
 

@@ -55,7 +55,10 @@ def run(model: str, folder: Path, who: Principal, parts: Parts, *, reason: str =
         files = parts.registry.open_adapter(model, grant)
         if approval is None:
             return outputs.write_folder(folder, files)
-        with kernel.store.transaction() as conn:  # an approval that was used writes nothing
+        act = kernel.monitor.act(
+            who, Action.EXPORT_MODEL, entry.resource, details=details, context=context
+        )
+        with act as conn:  # an approval that was used writes nothing
             kernel.approvals.use(conn, who, ACT, entry.name, _request(entry))
             return outputs.write_folder(folder, files)
 

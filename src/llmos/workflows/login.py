@@ -20,6 +20,7 @@ from llmos.crypto import keys
 from llmos.errors import AuthenticationError, StorageError, UnknownPrincipal
 from llmos.kernel.identity import IssuedKey, Kind, Principal
 from llmos.kernel.policy import Action
+from llmos.kernel.schema import standing_digest
 from llmos.kernel.store import now
 from llmos.workflows.parts import Parts
 
@@ -158,7 +159,7 @@ def _record_failure(who: Principal | None, failures: int, parts: Parts) -> None:
         "details": {"failures": failures, "policies": []},
     }
     with kernel.store.transaction() as conn:
-        kernel.auditlog.append(conn, entry)
+        kernel.auditlog.append(conn, entry | {"state": standing_digest(conn)})
 
 
 def _bucket(name: str) -> str:

@@ -13,6 +13,8 @@ from llmos.errors import BudgetExceeded, ConfigError, JobBusy
 from llmos.jobs.jobs import JobState
 from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action
+from llmos.privacy import mechanism_to_dict
+from llmos.workflows.books import request_digest
 from llmos.workflows.budget_advice import with_advice
 from llmos.workflows.ctrl_c import stopped_by_ctrl_c
 from llmos.workflows.parts import Parts
@@ -44,12 +46,18 @@ def _submit(plan: TrainPlan, who: Principal, parts: Parts) -> str:
     mechanism = request.plan.mechanism
     if mechanism is not None:
         kernel.budget.precompute(request.dataset, request.purpose, mechanism)
-    details = {"step": "submit", **public(request)}
+    stored = request.model_dump(mode="json")
+    details: dict[str, Any] = {
+        "step": "submit",
+        **public(request),
+        "dataset": request.dataset,
+        "request_sha256": request_digest(stored),
+    }
     with kernel.monitor.act(who, action, resource, details=details, context=context) as conn:
-        job_id = parts.jobs.submit(conn, KIND, who.name, request.model_dump(mode="json"))
+        job_id = parts.jobs.submit(conn, KIND, who.name, stored)
         details["job"] = job_id
         if mechanism is not None:
-            kernel.budget.reserve(
+            reserved = kernel.budget.reserve(
                 conn,
                 job_id,
                 request.dataset,
@@ -58,6 +66,8 @@ def _submit(plan: TrainPlan, who: Principal, parts: Parts) -> str:
                 mechanism,
                 purpose=request.purpose,
             )
+            details["mechanism"] = mechanism_to_dict(mechanism)
+            details["costs"] = {pool: str(cost) for pool, cost in reserved.costs.items()}
     return job_id
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 from tests.databases import STRICT, copy_home, outside, server_url
+from tests.homes import record_state
 
 from llmos.config import Config, load
 from llmos.crypto.notes import Verifier
@@ -33,7 +34,7 @@ from llmos.errors import (
 )
 from llmos.kernel.identity import Role
 from llmos.kernel.kernel import Kernel, create, open_kernel
-from llmos.kernel.policy import DEFAULTS, Policy
+from llmos.kernel.policy import DEFAULTS, Action, Policy
 
 pytestmark = pytest.mark.databases
 
@@ -156,7 +157,7 @@ def test_home_pub_holds_the_keys_that_sign(config: Config, closing_later: Opener
 
 def test_an_opened_home_is_the_one_that_was_made(config: Config, closing_later: Opener) -> None:
     made = closing_later(create(config))
-    with made.store.transaction() as conn:
+    with made.monitor.act(made.principal(), Action.MANAGE_KEYS, made.home) as conn:
         issued = made.identity.create_key(conn, made.principal(), "laptop", None, None)
     secret = made.vault.put("notes", b"secret")
     opened = closing_later(open_kernel(config))
@@ -514,6 +515,7 @@ def test_a_home_made_before_there_were_versions_has_its_policies_in_files(
     copied: Config, closing_later: Opener
 ) -> None:
     change(copied, "kernel", "DELETE FROM settings WHERE name = 'policy'")
+    record_state(copied.home)
     draft = copied.home / "policy/odd.cedar"
     draft.write_text("permit (nonsense);")
     refuse_to_open(copied, PolicyError, r"odd\.cedar")

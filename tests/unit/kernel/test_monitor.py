@@ -114,6 +114,8 @@ def test_an_act_and_its_record_are_one(home: Home) -> None:
     (record,) = home.records()
     at = record.pop("at")
     assert at.endswith("Z")
+    with home.store.read() as conn:
+        assert record.pop("state") == schema.standing_digest(conn)
     assert record == {
         "v": 1,
         "actor": "root",

@@ -381,8 +381,8 @@ def test_a_writer_that_never_ends_is_given_up_after_the_timeout(tmp_path: Path) 
 
 @pytest.mark.sqlite("its messages")
 def test_wrong_statements_are_not_disguised_as_disk_faults(store: Store) -> None:
-    with pytest.raises(OperationalError, match="no such table"), store.read() as conn:
-        conn.exec_driver_sql("SELECT * FROM nowhere")
+    with pytest.raises(OperationalError, match="syntax error"), store.read() as conn:
+        conn.exec_driver_sql("SELEKT 1")
     put(store, "a")
     with pytest.raises(IntegrityError, match="UNIQUE"):
         put(store, "a")
@@ -480,6 +480,18 @@ def test_times_are_utc_text_that_sorts() -> None:
     assert timestamp(east + timedelta(milliseconds=1)) > timestamp(east)
     read_back = datetime.fromisoformat(now())
     assert abs(read_back - datetime.now(UTC)) < timedelta(minutes=1)
+
+
+def test_rows_that_cannot_be_read_are_a_fault_of_the_file(store: Store) -> None:
+    put(store, "a")
+    with pytest.raises(StorageError, match="no such column"), store.read() as conn:
+        conn.exec_driver_sql("SELECT nothing FROM settings")
+    with store.transaction() as conn:
+        conn.exec_driver_sql("UPDATE settings SET value = CAST(x'ff' AS TEXT)")
+    with pytest.raises(StorageError, match="UTF-8"), store.read() as conn:
+        conn.exec_driver_sql("SELECT * FROM settings").all()
+    with pytest.raises(StorageError, match="invalid literal"), store.read():
+        int("what a row holds")
 
 
 def test_checkpoint_says_what_is_wrong_with_the_file(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tests.homes import Person, hire, last_records, log_size, opened
+from tests.homes import Person, hire, last_records, log_size, opened, record_state
 
 from llmos.errors import ApprovalConflict, PermissionDenied, PolicyError
 from llmos.kernel.policy import Policy
@@ -119,6 +119,7 @@ def test_a_home_made_before_adopts_its_files_once_and_says_so(home: Path, draft:
     with closing(sqlite3.connect(home / "kernel.db")) as conn, conn:
         conn.execute("DELETE FROM settings WHERE name = 'policy'")
         conn.execute("DELETE FROM policy_versions")
+    record_state(home)
     with opened(home) as system:
         (record,) = last_records(system, 1)
         assert (record["action"], record["actor"]) == ("manage-policy", "llmos")

@@ -5,7 +5,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from tests.homes import hire, opened
+from tests.homes import hire, opened, record_state
 
 from llmos.config import Config, load
 from llmos.kernel.policy import Policy
@@ -46,7 +46,7 @@ def execute(home: Path, statement: str, *values: str) -> None:
 @pytest.mark.parametrize(
     ("statement", "said"),
     [
-        ("UPDATE budget_pools SET spent = 1 WHERE dataset = 'ward'", "the ledger of ward differs"),
+        ("UPDATE budget_pools SET spent = 1 WHERE dataset = 'ward'", "not as the last act left it"),
         (
             "UPDATE log_entries SET data = (SELECT min(data) FROM log_entries) WHERE idx < 2",
             "",
@@ -101,6 +101,7 @@ def test_policies_that_the_log_does_not_know_of_are_a_fault(home: Path) -> None:
     files = json.dumps(dict(other.files))
     execute(home, "INSERT INTO policy_versions VALUES (?, ?)", other.digest, files)
     execute(home, "UPDATE settings SET value = ? WHERE name = 'policy'", other.digest)
+    record_state(home)
     found = findings(home)["policies"]
     assert (found.ok, "the log does not know" in found.detail) == (False, True)
 

@@ -18,6 +18,7 @@ from llmos.errors import (
     StorageFull,
     UnknownModel,
 )
+from llmos.kernel.policy import Action
 from llmos.models import lora
 from llmos.models.loading import load_base
 from llmos.models.tables import models
@@ -86,7 +87,8 @@ def test_who_may_not_export_gets_no_file(measured: System, tmp_path: Path) -> No
 def leaky(measured: System) -> System:
     """Let `plain`, which was trained without privacy, have been trained on sensitive data."""
     card = func.json_set(models.c.card, "$.classification", "sensitive")
-    with measured.kernel.store.transaction() as conn:
+    act = measured.kernel.monitor.act(measured.who, Action.MANAGE_JOBS, measured.kernel.home)
+    with act as conn:
         conn.execute(update(models).where(models.c.name == "plain").values(card=card))
     return measured
 
@@ -125,7 +127,7 @@ def test_two_people_export_what_may_hold_data_once(
     written = leaky.export("plain", folder)
     assert all(path.exists() for path in written)
     record = last_records(leaky, 1)[0]
-    assert (record["outcome"], record["details"]["approval"]) == ("admitted", asked["id"])
+    assert (record["outcome"], record["details"]["approval"]) == ("done", asked["id"])
     with pytest.raises(ApprovalConflict):
         leaky.export("plain", tmp_path / "again")
     assert not (tmp_path / "again").exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, update
 from tests.databases import outside
-from tests.homes import checked_books, last_records, log_size, write_notes
+from tests.homes import checked_books, last_records, log_size, record_state, write_notes
 
 from llmos.attacks import leak
 from llmos.attacks.leak import Verdict
@@ -146,6 +146,7 @@ def test_a_canary_book_that_was_not_committed_to_is_refused(measured: System) ->
         card = json.loads(conn.execute(select(datasets.c.card)).scalar_one())
         card["canary_commitment"] = "0" * 64
         conn.execute(update(datasets).values(card=json.dumps(card)))
+    record_state(home)
     with pytest.raises(IntegrityError, match="commitment"):
         measured.measure("plain")
     assert last_records(measured, 1)[0]["outcome"] == "failed"

@@ -318,7 +318,7 @@ def test_everyone_runs_and_cancels_their_own_jobs_but_not_those_of_others(
 
 def test_a_job_planned_for_other_data_is_refused(system: System) -> None:
     job_id = submit(system)
-    with system.kernel.store.transaction() as conn:
+    with system.kernel.monitor.act(system.who, Action.MANAGE_JOBS, system.kernel.home) as conn:
         conn.exec_driver_sql("UPDATE datasets SET fingerprint = 'other' WHERE name = 'notes'")
     with pytest.raises(UnaccountableMechanism):
         system.jobs.resume(job_id)
