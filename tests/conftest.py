@@ -182,9 +182,11 @@ class ServedHome:
     def key(self, name: str, role: str, *models: str) -> str:
         """Add a principal with one role and return the token of its key; no names: all models."""
         from llmos.kernel.identity import Role
+        from llmos.kernel.policy import Action
 
-        identity = self.parts.kernel.identity
-        with self.parts.kernel.store.transaction() as conn:
+        kernel = self.parts.kernel
+        identity, here = kernel.identity, kernel.home
+        with kernel.monitor.act(kernel.principal(), Action.MANAGE_KEYS, here) as conn:
             who = identity.add_principal(conn, name, frozenset({Role(role)}))
             scope = frozenset(models) or None
             return identity.create_key(conn, who, "test", scope, None).token

@@ -32,7 +32,6 @@ from llmos.errors import (
     JobOvertaken,
 )
 from llmos.jobs.jobs import JobState
-from llmos.kernel.identity import Role
 from llmos.kernel.store import now
 from llmos.system import System
 from llmos.transparency.audit_paths import consistency_proof
@@ -172,10 +171,10 @@ def an_approval_is_decided_once_whatever_the_clock_says(system: System, clock: C
     clock(NEXT_CENTURY)
     proposal = system.budgets.propose_raise("notes", epsilon=9, reason="clock")
     kernel = system.kernel
-    with kernel.store.transaction() as conn:
-        kernel.identity.add_principal(conn, "bob", frozenset({Role.STEWARD}))
+    system.access.add_user("bob", ["steward"])
     bob = system.access.create_key(user="bob").token
     file = kernel.config.home.parent / "bob.key"
+    file.touch(mode=0o600)
     file.write_text(bob)
     clock(LAST_CENTURY)
     as_bob = llmos.open(kernel.config.home, device="cpu", api_key_file=file)

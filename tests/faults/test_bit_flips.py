@@ -31,9 +31,10 @@ from llmos.transparency.cosignatures import cosign, verify_cosignature
 
 # What a job is doing now and the results of its steps until they are published (then the log has
 # them), and times at which something was written. A cosignature under another name is shown as
-# that of a former partner, unchecked.
+# that of a former partner, unchecked. A key's last use is written by no act.
 UNPROTECTED: Final = frozenset(
     {
+        "api_keys.last_used_at",
         "budget_events.at",
         "budget_events.seq",
         "job_steps.at",
@@ -166,14 +167,16 @@ def test_every_column_is_protected_but_those_that_are_named(home: Path, name: st
                         unnoticed.add(f"{table.name}.{column.name}")
                 except LlmosError:
                     continue
-    assert unnoticed == {column for column in UNPROTECTED if column.split(".")[0] in tables}
+    expected = {column for column in UNPROTECTED if column.split(".")[0] in tables}
+    assert unnoticed == expected - {"jobs.result"}  # at an end of JSON every flip is seen
 
 
 def change_value(path: Path, table: str, column: str, position: int) -> None:
     """Flip one bit of the newest value of a column, past the triggers that forbid it."""
     database = sqlite3.connect(path)
     try:
-        newest = f'SELECT rowid, "{column}" FROM {table} WHERE length("{column}") ORDER BY 1 DESC'  # noqa: S608
+        place = "name" if table == "unit_keys" else "rowid"  # that table has no row ids
+        newest = f'SELECT {place}, "{column}" FROM {table} WHERE length("{column}") ORDER BY 1 DESC'  # noqa: S608
         if (row := database.execute(newest).fetchone()) is None:
             return
         rowid, value = row
@@ -188,7 +191,7 @@ def change_value(path: Path, table: str, column: str, position: int) -> None:
         database.execute("PRAGMA ignore_check_constraints = ON")
         for name, _ in guards:
             database.execute(f"DROP TRIGGER {name}")
-        change = f'UPDATE {table} SET "{column}" = ? WHERE rowid = ?'  # noqa: S608
+        change = f'UPDATE {table} SET "{column}" = ? WHERE {place} = ?'  # noqa: S608
         database.execute(change, [value, rowid])
         for _, text in guards:
             database.execute(text)
@@ -342,7 +345,7 @@ def test_policies(tmp_path: Path, long: int) -> None:
     for file in DEFAULTS.iterdir():
         shutil.copy(file, tmp_path)
     before = Policy.load(tmp_path).digest
-    for file in sorted(tmp_path.iterdir()):
+    for file in sorted(tmp_path.glob("*.cedar")):  # the schema is the code's, not the file's
         data = file.read_bytes()
         for changed in flipped(data, 150 * long, 11):
             file.write_bytes(changed)

@@ -72,6 +72,7 @@ def _people(system: System) -> None:
     system.access.revoke_key(system.access.create_key(user="bob", label="old").id)
     system.budgets.propose_raise("notes", epsilon=9, reason="a second study")
     token = system.kernel.config.home.parent / "bob.key"
+    token.touch(mode=0o600)
     token.write_text(system.access.create_key(user="bob").token)
     with opened(system.kernel.config.home, api_key_file=token) as bobs:
         bobs.approvals.decide(system.approvals.overview()[0]["id"], approve=True)

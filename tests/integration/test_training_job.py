@@ -174,7 +174,7 @@ def test_a_full_disk_stops_a_training_and_its_last_checkpoint_stays(home: Path) 
         _, said = process.communicate(timeout=60)
     assert_stopped_by_a_full_disk(home, process.returncode, said)
     with opened(home) as system:
-        system.jobs.resume(only_job(system))
+        system.jobs.retry(only_job(system), reason="there is room again")
     assert_trained_once(home)
 
 

@@ -129,7 +129,7 @@ class SQLite:
 
     def fault(self, error: DatabaseError) -> StorageError | None:
         """Return the typed error of a fault of the disk or the file; none: a wrong statement."""
-        name = getattr(error.orig, "sqlite_errorname", "")
+        name = getattr(error.orig, "sqlite_errorname", "SQLITE_CORRUPT")  # text that is no UTF-8
         if name in _NO_ROOM:
             return StorageFull(
                 f"{self.path}: there is no room left on the device; nothing was changed",

@@ -67,6 +67,7 @@ def check(kernel: Kernel, jobs: Jobs) -> None:
         _require(key in held or "costs" not in said.facts, key, "reservation")
     for pool in kernel.budget.pools():
         _check_pool(kernel.budget, pool, reservations)
+    _check_caps(kernel, held)
     queue = {job.id: job for job in jobs.jobs()}
     for job in queue.values():
         _check_job(job, recorded.get(job.id, _Recorded()))
@@ -166,6 +167,18 @@ def _check_pool(budget: Budget, pool: PoolState, reservations: Sequence[Reservat
     ):
         costs = [r.costs.get(pool.id, 0) for r in reservations if r.state is state]
         _require(sum(costs) == amount, pool.id, f"{state} amount")
+
+
+def _check_caps(kernel: Kernel, reservations: set[str]) -> None:
+    """Find for each event of no reservation that it made a pool, or that two people raised it."""
+    raised = {asked.id: asked.subject for asked in kernel.approvals.approvals() if asked.record}
+    with kernel.store.read() as conn:
+        others = budget_events.c.reference.not_in(reservations)
+        for event in conn.execute(select(budget_events).where(others)).all():
+            made = (event.kind, event.reference) == ("create", "")
+            by_two = event.kind == "raise" and raised.get(event.reference) == event.pool
+            _require(made or by_two, event.pool, "cap")
+            _require(not (event.held_change or event.spent_change), event.pool, "cap")
 
 
 def _check_job(job: Job, said: _Recorded) -> None:
