@@ -22,6 +22,7 @@ def clinic(clinic_home: Path, tmp_path: Path, typing: Callable[[Path], Type]) ->
 def bobs_key(clinic: Type, tmp_path: Path) -> Path:
     assert clinic("user", "add", "bob", "--role", "steward").status == 0
     file = tmp_path / "bob.key"
+    file.touch(mode=0o600)
     file.write_text(clinic("key", "create", "--user", "bob", "--json").value["token"])
     return file
 

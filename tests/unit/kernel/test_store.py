@@ -482,6 +482,7 @@ def test_times_are_utc_text_that_sorts() -> None:
     assert abs(read_back - datetime.now(UTC)) < timedelta(minutes=1)
 
 
+@pytest.mark.sqlite("what SQLite stores and PostgreSQL refuses")
 def test_rows_that_cannot_be_read_are_a_fault_of_the_file(store: Store) -> None:
     put(store, "a")
     with pytest.raises(StorageError, match="no such column"), store.read() as conn:
