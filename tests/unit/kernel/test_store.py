@@ -486,7 +486,7 @@ def test_times_are_utc_text_that_sorts() -> None:
 def test_rows_that_cannot_be_read_are_a_fault_of_the_file(store: Store) -> None:
     put(store, "a")
     with pytest.raises(StorageError, match="no such column"), store.read() as conn:
-        conn.exec_driver_sql("SELECT nothing FROM settings")
+        conn.exec_driver_sql("SELECT absent FROM settings")
     with store.transaction() as conn:
         conn.exec_driver_sql("UPDATE settings SET value = CAST(x'ff' AS TEXT)")
     with pytest.raises(StorageError, match="UTF-8"), store.read() as conn:
