@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError as DatabaseRefusal
-from tests.databases import open_store, refuse
+from tests.databases import allow, open_store, refuse
 
 from llmos.config import load
 from llmos.data.canaries import CanaryBook, make_canaries

@@ -20,7 +20,6 @@ from llmos.errors import (
     UnknownPartner,
     VerificationFailed,
 )
-from llmos.kernel.identity import Role
 from llmos.kernel.schema import log_checkpoints, log_cosignatures
 from llmos.system import System
 from llmos.transparency.cosignatures import cosign, verify_cosignature
@@ -91,8 +90,7 @@ def test_what_is_no_partner_is_refused(made: System) -> None:
 
 def test_an_auditor_reads_partners_and_does_not_manage_them(made: System) -> None:
     kernel = made.kernel
-    with kernel.store.transaction() as conn:
-        kernel.identity.add_principal(conn, "ida", frozenset({Role.AUDITOR}))
+    made.access.add_user("ida", ["auditor"])
     with_ida = kernel.config.model_copy(update={"principal": "ida"})
     audited = systems.boot(with_ida)
     try:
