@@ -86,7 +86,7 @@ def _check_structure(store: Store) -> None:
 def _recorded(log: AuditLog) -> dict[str, _Recorded]:
     found: dict[str, _Recorded] = {}
     for entry in _entries(log):
-        details = entry.fields["details"]
+        details = entry.fields.get("details", {})
         if "job" not in details or entry.fields["outcome"] in {"failed", "refused", "denied"}:
             continue
         said = found.setdefault(details["job"], _Recorded())

@@ -266,8 +266,9 @@ def test_when_the_catalogue_cannot_be_written_the_objects_go_too(
     with pytest.raises(DatabaseRefusal, match="no more"):
         import_pairs(datasets, steward, book=make_canaries(3))
     assert traces(kernel) == NOTHING
-    with kernel.store.transaction() as conn:
-        allow(conn, table)  # the log knows the schema, triggers too
+    if table == "log_entries":  # the failure could not be recorded, so the log knows no trigger
+        with kernel.store.transaction() as conn:
+            allow(conn, table)
     kernel.auditlog.verify()
 
 
