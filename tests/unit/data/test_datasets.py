@@ -66,7 +66,7 @@ def steward(kernel: Kernel) -> Principal:
 
 
 def add(kernel: Kernel, name: str, role: Role) -> Principal:
-    with kernel.store.transaction() as conn:
+    with kernel.monitor.act(kernel.principal(), Action.MANAGE_KEYS, kernel.home) as conn:
         return kernel.identity.add_principal(conn, name, frozenset({role}))
 
 
