@@ -44,7 +44,6 @@ class Log(Protocol):
 
     def append(self, conn: Connection, entry: Mapping[str, Any]) -> int:
         """Add an entry in the caller's transaction and return its index."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

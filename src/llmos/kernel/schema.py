@@ -24,9 +24,14 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
 )
+from sqlalchemy.exc import DontWrapMixin
 from sqlalchemy.types import TypeEngine
 
 from llmos.errors import IntegrityError, RequestError
+
+
+class _TextRefused(RequestError, DontWrapMixin):
+    """A text that cannot be stored; SQLAlchemy lets it through as it is."""
 
 
 class _Exact(TypeDecorator[Any]):
@@ -47,7 +52,7 @@ class _Exact(TypeDecorator[Any]):
             RequestError: PostgreSQL could not store it; so neither does SQLite.
         """
         if isinstance(value, str) and "\0" in value:
-            raise RequestError("a text holds a NUL character")
+            raise _TextRefused("a text holds a NUL character")
         return value
 
     def process_result_value(self, value: Any, dialect: object) -> Any:  # noqa: ANN401, ARG002
@@ -277,9 +282,8 @@ _WHOLE: Final = (
     *("approvals", "budget_pools", "credentials", "datasets", "erasures", "log_partners"),
     *("models", "policy_versions", "principals", "settings", "witnessed"),
 )
-STANDING: Final = dict.fromkeys(_WHOLE, "*") | {
-    "api_keys": ", ".join(sorted({*api_keys.columns.keys()} - {"last_used_at"}))  # by no act
-}
+_KEYS: Final = ", ".join(sorted({*api_keys.columns.keys()} - {"last_used_at"}))  # by no act
+STANDING: Final = dict.fromkeys(_WHOLE, "*") | {"api_keys": _KEYS}
 _SCHEMA_ROWS: Final = {"sqlite": {"sqlite_master": "type, name, sql"}}
 
 

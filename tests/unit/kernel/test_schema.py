@@ -7,12 +7,13 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from sqlalchemy import insert, select
 
 import llmos
 from llmos.config import Config
-from llmos.errors import TamperedLog
+from llmos.errors import RequestError, TamperedLog
 from llmos.kernel import kernel as kernels
-from llmos.kernel.schema import KERNEL, STANDING
+from llmos.kernel.schema import KERNEL, STANDING, settings
 from llmos.kernel.store import Store
 from llmos.transparency import tables as _partners  # noqa: F401 - adds its tables to KERNEL
 
@@ -76,3 +77,12 @@ def test_a_change_without_an_act_is_found_at_the_next_opening(
     change(config.home, statement)
     with pytest.raises(TamperedLog, match="not as the last act left it"):
         kernels.open_kernel(config)
+
+
+def test_a_text_with_a_nul_is_refused_before_it_is_written(config: Config) -> None:
+    with closing(Store.open(config.home / "kernel.db", KERNEL)) as store:
+        new = insert(settings).values(name="a", value="b\0c")
+        with pytest.raises(RequestError, match="NUL"), store.transaction() as conn:
+            conn.execute(new)
+        with store.read() as conn:
+            assert "a" not in conn.execute(select(settings.c.name)).scalars().all()

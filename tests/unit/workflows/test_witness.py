@@ -23,6 +23,7 @@ from llmos.errors import (
     UnknownPartner,
 )
 from llmos.kernel.identity import Role
+from llmos.kernel.policy import Action
 from llmos.system import System
 from llmos.transparency.audit_paths import consistency_proof
 from llmos.transparency.cosignatures import verify_cosignature
@@ -53,7 +54,7 @@ def witness(home: System) -> Witness:
 
 
 def forget(home: System) -> None:
-    with home.kernel.store.transaction() as conn:
+    with home.kernel.monitor.act(home.who, Action.MANAGE_PARTNERS, home.kernel.home) as conn:
         conn.execute(delete(witnessed))
 
 
