@@ -166,7 +166,7 @@ class AuditLog:
         found = []
         with self.store.read() as conn:
             for index, data, stored in conn.execute(rows):
-                if merkle.leaf_hash(data) != stored:
+                if merkle.leaf_hash(data or b"") != stored:
                     raise tampered(f"entry {index} was changed")
                 found.append(LogEntry(index, json.loads(data)))
         return found
@@ -234,7 +234,7 @@ def _verify_batch(conn: Connection, start: int, end: int) -> None:
     computed: _Nodes = {}
     for index, data in rows:
         for level, place, node in merkle.completed_nodes(
-            index, merkle.leaf_hash(data), lambda *at: nodes[at]
+            index, merkle.leaf_hash(data or b""), lambda *at: nodes[at]
         ):
             nodes[level, place] = computed[level, place] = node
     stored = conn.execute(
