@@ -43,7 +43,7 @@ unit: $(VENV)/installed-dev      ## the quick tests only
 
 bench: $(VENV)/installed-dev     ## ratios against peers, side by side in one run
 	$(PIP) -e '.[bench]'
-	@missed=; for name in dp_step audit_log vault; do \
+	@missed=; for name in dp_step audit_log vault policy; do \
 	  $(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json || missed="$$missed $$name"; \
 	done; [ -z "$$missed" ] || { echo "llmos: error: goals missed or not measured:$$missed"; exit 1; }
 

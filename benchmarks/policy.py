@@ -83,7 +83,7 @@ def measure(policy: Policy, *, warm: bool) -> dict[str, list[float]]:
 def main() -> None:
     """Measure and print JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, help="also write the JSON there")
+    parser.add_argument("--json", type=Path, help="also write the JSON there")
     arguments = parser.parse_args()
     policy = site_policies()
     result: dict[str, object] = {
@@ -107,8 +107,8 @@ def main() -> None:
             }
     text = json.dumps(result, indent=2)
     print(text)
-    if arguments.out is not None:
-        arguments.out.write_text(text + "\n")
+    if arguments.json is not None:
+        arguments.json.write_text(text + "\n")
 
 
 if __name__ == "__main__":
