@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,27 +50,32 @@ def prepare(home: Path) -> llmos.System:
     return system
 
 
-def seconds_to_a_new_step(command: list[str]) -> float:
-    """Run a command, kill it at the first step that it shows, and return how long that took."""
+def run_and_kill(
+    command: list[str], shown: int, share: float, start_s: float
+) -> tuple[bool, float]:
+    """Run a command and kill it; return whether it was alive then, and how long its start took.
+
+    Args:
+        command: shows a line for steps that it has run.
+        shown: after how many such lines it is killed; 0: before the first one.
+        share: when before the first line, as a part of the time that a start takes.
+        start_s: how long a start took the last time; 0 when it is not known yet.
+    """
     started = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
-        for line in child.stdout:
+        if shown == 0:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(share * start_s)
+        for line in child.stdout if shown else ():
             if line.startswith("  step "):
+                start_s = start_s or time.monotonic() - started
+                shown -= 1
+            if shown == 0:
                 break
+        alive = child.poll() is None
         child.kill()
-    return time.monotonic() - started
-
-
-def run_until_killed(command: list[str], alive_s: float) -> bool:
-    """Run a command and kill it after a while; return whether it was still alive then."""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
-        try:
-            child.wait(alive_s)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            return True
-        return False
+    return alive, start_s
 
 
 def experiment(kills: int, home: Path) -> dict[str, Any]:
@@ -87,11 +93,12 @@ def experiment(kills: int, home: Path) -> dict[str, Any]:
     )
     job_id = system.submit(plan)
     resume = [*LLMOS, "--home", str(home), "jobs", "resume", job_id]
-    # Half of the kills fall before a process's first step, on a machine of any speed and load.
-    first_step_s, done = seconds_to_a_new_step(resume), 1
+    # Every other kill falls into a start, the others after steps, on a machine of any speed.
     trail: list[dict[str, Any]] = []
+    done, start_s = 0, 0.0
     while done < kills and system.parts.jobs.job(job_id).state != "done":
-        killed = run_until_killed(resume, 2 * first_step_s * secrets.randbelow(1000) / 1000)
+        shown, share = (done + 1) % 2, secrets.randbelow(1000) / 1000
+        killed, start_s = run_and_kill(resume, shown, share, start_s)
         done += killed
         pool = system.kernel.budget.pool("leak")
         consistent = system.kernel.budget.recompute("leak") == pool.balance
@@ -110,7 +117,7 @@ def experiment(kills: int, home: Path) -> dict[str, Any]:
     pool = system.kernel.budget.pool("leak")
     return {
         "kills": done,
-        "seconds_to_a_first_step": round(first_step_s, 1),
+        "seconds_of_a_start": round(start_s, 1),
         "state": str(system.parts.jobs.job(job_id).state),
         "planned_steps": STEPS,
         "charged_steps": reservation.mechanism.steps,

@@ -6,6 +6,8 @@ says so; after the approval the proposer's next run writes the files, once.
 
 from __future__ import annotations
 
+import shutil
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -58,9 +60,13 @@ def run(model: str, folder: Path, who: Principal, parts: Parts, *, reason: str =
         act = kernel.monitor.act(
             who, Action.EXPORT_MODEL, entry.resource, details=details, context=context
         )
-        with act as conn:  # an approval that was used writes nothing
-            kernel.approvals.use(conn, who, ACT, entry.name, _request(entry))
-            return outputs.write_folder(folder, files)
+        with ExitStack() as undo:
+            with act as conn:  # an approval that was used writes nothing
+                kernel.approvals.use(conn, who, ACT, entry.name, _request(entry))
+                written = outputs.write_folder(folder, files)
+                undo.callback(shutil.rmtree, folder)  # a use that cannot be recorded is none
+            undo.pop_all()
+        return written
 
 
 def perform(conn: Connection, approved: Approval) -> None:

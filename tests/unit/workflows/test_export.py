@@ -7,6 +7,7 @@ import peft
 import pytest
 import torch
 from sqlalchemy import func, update
+from sqlalchemy.exc import DatabaseError
 from tests.homes import Person, checked_books, hire, last_records, log_size
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -177,6 +178,25 @@ def test_an_export_that_fails_leaves_its_approval(
             leaky.export("plain", tmp_path / "out")
     assert leaky.approvals.overview()[0]["used_at"] is None
     assert leaky.export("plain", tmp_path / "out")
+
+
+def test_an_export_whose_use_cannot_be_recorded_leaves_no_files(
+    leaky: System, bob: Person, tmp_path: Path
+) -> None:
+    with pytest.raises(ApprovalConflict):
+        leaky.export("plain", tmp_path / "out", reason="agreed")
+    approve(bob, leaky)
+    with leaky.kernel.store.transaction() as conn:
+        conn.exec_driver_sql(
+            "CREATE TRIGGER full BEFORE INSERT ON log_entries"
+            " WHEN instr(NEW.data, CAST('\"done\"' AS BLOB))"
+            " AND instr(NEW.data, CAST('export-model' AS BLOB))"
+            " BEGIN SELECT RAISE(ABORT, 'no more'); END"
+        )
+    with pytest.raises(DatabaseError, match="no more"):
+        leaky.export("plain", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert leaky.approvals.overview()[0]["used_at"] is None
 
 
 def test_who_may_not_export_may_not_propose_it_either(leaky: System, tmp_path: Path) -> None:
