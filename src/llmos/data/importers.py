@@ -220,11 +220,11 @@ def _csv_rows(path: Path, columns: Columns) -> Iterator[tuple[int, Row]]:
 
 def _parquet_rows(path: Path, columns: Columns) -> Iterator[tuple[int, Row]]:
     """Yield rows batch by batch, reading the chosen columns only; numbers count rows from 1."""
+    number = 0
     try:
         with pq.ParquetFile(path) as table:
             _require(path, table.schema_arrow.names, columns)
             _require_plain_types(path, table.schema_arrow, columns)
-            number = 0
             for batch in table.iter_batches(
                 PARQUET_BATCH_ROWS, columns=list(columns.chosen), use_threads=False
             ):
@@ -232,6 +232,8 @@ def _parquet_rows(path: Path, columns: Columns) -> Iterator[tuple[int, Row]]:
                     number += 1
                     yield number, {name: batch[name][index].as_py() for name in columns.chosen}
     except UnicodeDecodeError:  # Arrow itself does not check what a file calls text
+        if number == 0:
+            raise DataError(f"{path.name}: a column's name is not UTF-8") from None
         raise MalformedRecord(path.name, number, "not UTF-8") from None
     except pa.ArrowException as error:
         raise DataError(f"{path.name} is not a readable Parquet file") from error

@@ -184,6 +184,14 @@ def test_a_parquet_text_that_is_not_utf8(tmp_path: Path) -> None:
     assert (caught.value.line, caught.value.reason) == (2, "not UTF-8")
 
 
+def test_a_parquet_column_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "bad", [{"patient": "1", "text": "a", "other": "b"}])
+    path.write_bytes(path.read_bytes().replace(b"other", b"othe\xff"))
+    with pytest.raises(DataError, match="column's name is not UTF-8") as caught:
+        list(read_rows(path, TEXT))
+    assert not isinstance(caught.value, MalformedRecord)  # it stands in no row
+
+
 def test_parquet_rows_beyond_one_batch_and_column_types(tmp_path: Path) -> None:
     path = tmp_path / "big.parquet"
     texts = pa.array([f"text {number % 7}" for number in range(3000)]).dictionary_encode()
