@@ -26,6 +26,7 @@ from llmos.databases.postgresql import PostgreSQL
 from llmos.errors import BudgetExceeded
 from llmos.kernel import accounting, caps, schema
 from llmos.kernel.budget import Budget
+from llmos.kernel.pools import Part
 from llmos.kernel.store import Store
 from llmos.privacy import PoissonSampledGaussian, PrivacyLoss, PrivacyUnit
 
@@ -59,7 +60,7 @@ def reserve(store: Store, key: str, job: PoissonSampledGaussian) -> bool:
     """Reserve a job; False if the pool refuses."""
     try:
         with store.transaction() as conn:
-            Budget(store).reserve(conn, key, "data", "f", "id", job, purpose="training")
+            Budget(store).reserve(conn, key, "data", "f", "id", job, part=Part("training"))
     except BudgetExceeded:
         return False
     return True

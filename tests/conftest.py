@@ -215,7 +215,8 @@ def served_home(
     import torch
 
     from llmos import system
-    from llmos.models.loading import digest, load_base
+    from llmos.models.folders import digest
+    from llmos.models.loading import load_base
     from llmos.models.lora import LoraConfig, attach, to_peft
 
     home = tmp_path_factory.mktemp("home") / "home"

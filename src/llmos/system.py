@@ -179,6 +179,7 @@ class System:
         holdout: float = 0.1,
         canaries: int = 0,
         purpose_epsilons: Mapping[str, float] | None = None,
+        tenant_epsilons: Mapping[str, float] | None = None,
         derived_from: Sequence[str] = (),
     ) -> DatasetCard:
         """Import a JSONL, CSV or Parquet file as an encrypted dataset with a privacy budget."""
@@ -197,7 +198,8 @@ class System:
             delta=delta,
             holdout_fraction=holdout,
             canaries=canaries,
-            purpose_epsilons=purpose_epsilons or {},
+            purpose_epsilons=purpose_epsilons,
+            tenant_epsilons=tenant_epsilons,
             parents=tuple(derived_from),
         )
         return import_data.run(request, self.who, self.parts)

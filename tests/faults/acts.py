@@ -15,6 +15,7 @@ import llmos
 from llmos.crypto.root_keys import Argon2Cost, Passphrase
 from llmos.kernel.monitor import Charge
 from llmos.kernel.policy import Action
+from llmos.kernel.pools import Part
 from llmos.privacy import PoissonSampledGaussian
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Stage:
         """Reserve the budget of a training."""
         card = self.system.datasets.card("notes")
         column = card.unit_column
-        charge = Charge(card.name, "training", card.fingerprint, column, mechanism)
+        charge = Charge(card.name, Part("training"), card.fingerprint, column, mechanism)
         admission = self.system.kernel.monitor.admit(
             self.system.who,
             Action.TRAIN_PRIVATE,

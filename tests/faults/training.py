@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from threading import Event
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from llmos.jobs.jobs import JobState
@@ -17,9 +17,9 @@ STEPS: Final = 3  # each with a checkpoint
 
 def submit(system: System) -> None:
     """Submit the job; its model has a name only."""
-    from llmos.workflows import training_job
+    from llmos.workflows import training_acts
     from llmos.workflows.train import KIND
-    from llmos.workflows.training_plan import TrainRequest
+    from llmos.workflows.training_request import TrainRequest
 
     card = system.datasets.card("notes")
     request = TrainRequest(
@@ -45,7 +45,7 @@ def submit(system: System) -> None:
         seed=None,
     )
     kernel = system.kernel
-    action, resource, context = training_job.act(request, card)
+    action, resource, context = training_acts.act(request, card)
     with kernel.monitor.act(system.who, action, resource, context=context) as conn:
         system.registry.register_base(conn, "tiny", "models/tiny", "0" * 64, {})
         system.parts.jobs.submit(conn, KIND, system.who.name, request.model_dump(mode="json"))
@@ -56,37 +56,36 @@ def run(system: System, saved: Callable[[int], None]) -> None:
 
     A failed job is put back into the queue first, as a person would do it.
     """
-    from llmos.workflows import train
-    from llmos.workflows.training_job import TrainingJob
+    from llmos.workflows import train, training_acts
 
     (job,) = system.parts.jobs.jobs()
     if job.state is JobState.DONE:
         return
     if job.state is JobState.FAILED:
         train.retry(job.id, system.who, system.parts, reason="the disk works again")
-    worker = TrainingJob(system.who, system.parts, Event(), lambda _view: None)
+    publish = partial(training_acts.publish, who=system.who, parts=system.parts)
 
     def fit(job: Job, _results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         return _fit(system, job, saved)
 
-    system.parts.jobs.run(job.id, {"fit": fit, "publish": worker.publish})
+    system.parts.jobs.run(job.id, {"fit": fit, "publish": publish})
 
 
 def _fit(system: System, job: Job, saved: Callable[[int], None]) -> dict[str, Any]:
-    from llmos.workflows import training_job
+    from llmos.workflows import training_acts
     from llmos.workflows.checkpoints import Checkpoints
-    from llmos.workflows.training_plan import TrainRequest
+    from llmos.workflows.training_request import TrainRequest
 
     request = TrainRequest.model_validate(job.request)
     card = system.datasets.card(request.dataset)
-    action, resource, context = training_job.act(request, card)
+    action, resource, context = training_acts.act(request, card)
     with system.kernel.monitor.admit(
         system.who,
         action,
         resource,
         key=job.id,
         objects=frozenset(filter(None, (card.object_id, job.checkpoint))),
-        charge=training_job.charge(request, card),
+        charge=training_acts.charge(request, card),
         context=context,
     ) as grant:
         done = 0

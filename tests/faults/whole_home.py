@@ -116,7 +116,7 @@ def said(home: Path) -> dict[str, Any]:
         everything = {
             "keys": kernel.public_keys,
             "principals": [kernel.identity.principal(p.name) for p in kernel.identity.principals()],
-            "api_keys": kernel.identity.keys(),
+            "api_keys": system.access.keys(),
             "datasets": system.datasets.cards(),
             "models": system.registry.models(),
             "pools": kernel.budget.pools(),

@@ -408,7 +408,7 @@ def test_a_signal_ends_the_server_after_the_answers_under_way(
 @pytest.mark.model
 def test_the_real_model_knows_the_capital_of_france(smollm2_folder: Path, tmp_path: Path) -> None:
     from llmos import system
-    from llmos.models.loading import digest
+    from llmos.models.folders import digest
 
     parts = system.create(tmp_path / "home", device="cpu").parts
     (tmp_path / "home/models/smollm2-135m").symlink_to(smollm2_folder)

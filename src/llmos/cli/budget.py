@@ -18,7 +18,7 @@ def budget() -> None:
 @json_option
 @with_session
 def list_(session: Session, as_json: bool) -> None:
-    """List the pools: one for each dataset, and its parts for single purposes."""
+    """List the pools: one for each dataset, and its parts for single purposes and tenants."""
     system = session.system()
     pools = [system.budgets.explain(pool.id) for pool in system.kernel.budget.pools()]
     if as_json:
@@ -49,7 +49,8 @@ def list_(session: Session, as_json: bool) -> None:
 def show(session: Session, pool_id: str, as_json: bool) -> None:
     """Show the reservations of a pool, and check its balance against its events.
 
-    A dataset's own pool has the dataset's name, that of a purpose is DATASET/PURPOSE.
+    A dataset's own pool has the dataset's name, that of a purpose is DATASET/PURPOSE, that of a
+    tenant DATASET@TENANT, that of a tenant's jobs for a purpose DATASET/PURPOSE@TENANT.
     """
     system = session.system()
     ledger = system.kernel.budget

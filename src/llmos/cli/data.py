@@ -49,6 +49,13 @@ def data() -> None:
     help="Part of the budget that jobs for this purpose may use; repeatable.",
 )
 @click.option(
+    "--tenant-epsilon",
+    "tenant_parts",
+    multiple=True,
+    metavar="TENANT[/PURPOSE]=EPSILON",
+    help="Part of the budget that jobs of this tenant's people may use; repeatable.",
+)
+@click.option(
     "--derived-from",
     "parents",
     multiple=True,
@@ -76,6 +83,7 @@ def import_(
     epsilon: float,
     delta: float,
     parts: tuple[str, ...],
+    tenant_parts: tuple[str, ...],
     parents: tuple[str, ...],
     holdout: float,
     canaries: int,
@@ -95,7 +103,8 @@ def import_(
         delta=delta,
         holdout=holdout,
         canaries=canaries,
-        purpose_epsilons=dict(_part(text) for text in parts),
+        purpose_epsilons=dict(_part(text, "--purpose-epsilon") for text in parts),
+        tenant_epsilons=dict(_part(text, "--tenant-epsilon") for text in tenant_parts),
         derived_from=parents,
     )
     if as_json:
@@ -116,15 +125,33 @@ def import_(
     )
 
 
-def _part(text: str) -> tuple[str, float]:
-    """Read PURPOSE=EPSILON."""
-    purpose, _, epsilon = text.partition("=")
+def _part(text: str, option: str) -> tuple[str, float]:
+    """Read NAME=EPSILON."""
+    name, _, epsilon = text.partition("=")
     try:
-        return purpose, float(epsilon)
+        return name, float(epsilon)
     except ValueError as error:
-        raise click.BadParameter(
-            f"{text!r} is not PURPOSE=EPSILON", param_hint="--purpose-epsilon"
-        ) from error
+        raise click.BadParameter(f"{text!r} is not NAME=EPSILON", param_hint=option) from error
+
+
+@data.command()
+@click.argument("name")
+@click.option("--blocks", type=int, required=True, help="How many; each person falls into one.")
+@json_option
+@with_session
+def split(session: Session, name: str, blocks: int, as_json: bool) -> None:
+    """Split NAME into datasets NAME-1, NAME-2, ... that share no person.
+
+    What jobs on two of them cost does not add up, because nobody is in both: each block has the
+    whole budget. A job on NAME is charged to every block. Only before the first job on NAME.
+    """
+    cards = session.system().data.split(name, blocks=blocks)
+    if as_json:
+        print_json([card.to_dict() for card in cards])
+        return
+    counts = [(c.name, c.units, c.records, c.holdout_units, c.canaries) for c in cards]
+    print_table("blocks", ("name", "units", "records", "held-out units", "canaries"), counts)
+    click.echo(f"Each has the budget of {name}: llmos budget ls")
 
 
 @data.command("ls")

@@ -28,15 +28,23 @@ def user() -> None:
 @user.command()
 @click.argument("name")
 @click.option("--role", "roles", multiple=True, required=True, type=click.Choice(ROLES))
+@click.option("--tenant", help="Part of the organisation whose share of a budget their jobs use.")
 @click.option("--service", is_flag=True, help="A program: it has keys only, and approves nothing.")
 @json_option
 @with_session
-def add(session: Session, name: str, roles: tuple[str, ...], service: bool, as_json: bool) -> None:
+def add(
+    session: Session,
+    name: str,
+    roles: tuple[str, ...],
+    tenant: str | None,
+    service: bool,
+    as_json: bool,
+) -> None:
     """Add a person, or a service account, with one or more roles."""
     kind = "service" if service else "person"
-    principal = session.system().access.add_user(name, roles, kind=kind)
+    principal = session.system().access.add_user(name, roles, kind=kind, tenant=tenant)
     if as_json:
-        facts = {"name": name, "kind": kind, "roles": sorted(principal.roles)}
+        facts = {"name": name, "kind": kind, "roles": sorted(principal.roles), "tenant": tenant}
         print_json(facts)
         return
     click.echo(f"{principal.name}: {', '.join(sorted(principal.roles))}")
@@ -51,8 +59,10 @@ def list_(session: Session, as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
-    lines = [(r["name"], r["kind"], ", ".join(r["roles"]), r["login"]) for r in rows]
-    print_table("users", ("name", "kind", "roles", "login"), lines)
+    lines = [
+        (r["name"], r["kind"], ", ".join(r["roles"]), r["tenant"] or "-", r["login"]) for r in rows
+    ]
+    print_table("users", ("name", "kind", "roles", "tenant", "login"), lines)
 
 
 @user.command()
@@ -67,6 +77,20 @@ def roles(session: Session, name: str, roles: tuple[str, ...], as_json: bool) ->
         print_json({"name": name, "roles": sorted(set(roles))})
         return
     click.echo(f"{name}: {', '.join(sorted(set(roles)))}")
+
+
+@user.command()
+@click.argument("name")
+@click.argument("tenant", required=False)
+@json_option
+@with_session
+def tenant(session: Session, name: str, tenant: str | None, as_json: bool) -> None:
+    """Let the jobs that NAME plans from now on count for TENANT; without one, for none."""
+    session.system().people.set_tenant(name, tenant)
+    if as_json:
+        print_json({"name": name, "tenant": tenant})
+        return
+    click.echo(f"{name}: {'no tenant' if tenant is None else f'tenant {tenant}'}")
 
 
 @user.command()

@@ -12,7 +12,7 @@ from typing import Any, Final
 import rfc8785
 from sqlalchemy import Connection, RowMapping, Select, insert, select
 
-from llmos.data import erasures, sealing
+from llmos.data import erasures, lineage, sealing
 from llmos.data.canaries import (
     CanaryBook,
     check,
@@ -23,8 +23,8 @@ from llmos.data.canaries import (
 )
 from llmos.data.holdout import split
 from llmos.data.records import Record, RecordFormat, decode_records, fingerprint
-from llmos.data.terms import DatasetTerms
-from llmos.errors import DataError, DatasetExists, UnknownDataset
+from llmos.data.terms import Block, DatasetTerms
+from llmos.errors import DatasetExists
 from llmos.kernel import caps, schema
 from llmos.kernel.identity import Principal
 from llmos.kernel.monitor import Monitor
@@ -36,8 +36,6 @@ from llmos.privacy import Classification
 RECORDS_KIND: Final = "records"
 HOLDOUT_KIND: Final = "holdout"
 CANARIES_KIND: Final = "canaries"
-
-_SENSITIVITY: Final = (Classification.PUBLIC, Classification.SYNTHETIC, Classification.SENSITIVE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +66,7 @@ class DatasetCard:
     canary_object_id: str
     created_at: str
     parents: tuple[str, ...] = ()  # the datasets that it was made from
+    block: Block | None = None  # of which dataset it has one of the disjoint parts
     sealed_units: bool = False  # each unit has a key of its own; before, nobody could be erased
     erased_units: int = 0  # of `units`; counted when the card is read, like the next
     erased_holdout_units: int = 0
@@ -84,7 +83,9 @@ class DatasetCard:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the card as JSON values."""
-        return asdict(self) | {"purposes": list(self.purposes), "parents": list(self.parents)}
+        lists = {"purposes": list(self.purposes), "parents": list(self.parents)}
+        block = None if self.block is None else self.block._asdict()
+        return asdict(self) | lists | {"block": block}
 
 
 class Datasets:
@@ -105,7 +106,7 @@ class Datasets:
         format: RecordFormat,
         book: CanaryBook,
     ) -> DatasetCard:
-        """Split, plant, encrypt and register in one act: afterwards all of it stands, or nothing.
+        """Split, plant, encrypt and register; afterwards all of it stands, or nothing.
 
         Whole units are held out by independent coins. Planted canaries never are; they are shuffled
         among the training records, so that no position tells. The records are held in memory and
@@ -120,6 +121,25 @@ class Datasets:
             _require_free(conn, terms.name)
         kept, holdout = split(records, terms.holdout_fraction)
         training = plant(book, kept, holdout, format)
+        return self.register(who, terms, training, holdout, format=format, book=book)
+
+    def register(
+        self,
+        who: Principal,
+        terms: DatasetTerms,
+        training: list[Record],
+        holdout: list[Record],
+        *,
+        format: RecordFormat,
+        book: CanaryBook,
+    ) -> DatasetCard:
+        """Encrypt and register what is split and planted; afterwards all of it stands, or nothing.
+
+        Raises:
+            DatasetExists: the name is taken.
+            DataError, LedgerConflict, UnknownDataset: its lineage does not allow these terms.
+            PermissionDenied: policy does not let `who` import this dataset.
+        """
         stored, unit_keys = self._seal(training, terms.name, RECORDS_KIND)
         stored_holdout, holdout_keys = self._seal(holdout, terms.name, HOLDOUT_KIND)
         counts: dict[str, Any] = {
@@ -134,11 +154,13 @@ class Datasets:
             "holdout_fingerprint": fingerprint(stored_holdout),
         }
         resource = _resource(terms.name, terms.classification, terms.purposes)
-        declared = {
+        declared: dict[str, Any] = {
             "unit": terms.total.unit.column,
             "classification": str(terms.classification),
             "purposes": list(terms.purposes),
         }
+        if terms.block is not None:
+            declared["block"] = terms.block._asdict()
         with ExitStack() as undo:  # whatever fails, the commit included, takes the objects with it
 
             def put(kind: str, content: bytes, keys: Mapping[str, bytes] | None = None) -> str:
@@ -149,8 +171,12 @@ class Datasets:
             with self._monitor.act(
                 who, Action.IMPORT_DATA, resource, details={**counts, **declared}, context={}
             ) as conn:
+                if terms.block is not None:
+                    name_of = partial(self._vault.keyring.unit_name, terms.block.of)
+                    units = {record.unit for record in (*training, *holdout)}
+                    lineage.require_block(conn, terms.block, map(name_of, units))
                 _require_free(conn, terms.name)
-                _require_heir(conn, terms)
+                lineage.require_heir(conn, terms)
                 card = DatasetCard(
                     name=terms.name,
                     format=format,
@@ -162,14 +188,15 @@ class Datasets:
                     canary_object_id=put(CANARIES_KIND, encode_book(book)),
                     created_at=now(),
                     parents=terms.parents,
+                    block=terms.block,
                     sealed_units=True,
                     **counts,
                 )
                 conn.execute(insert(schema.datasets).values(_to_row(card)))
                 caps.create_pool(conn, terms.name, card.fingerprint, terms.total)
-                for purpose, epsilon in terms.purpose_epsilons.items():
-                    part = replace(terms.total, epsilon=epsilon)
-                    caps.create_pool(conn, terms.name, card.fingerprint, part, purpose=purpose)
+                for part, epsilon in terms.part_epsilons.items():
+                    total = replace(terms.total, epsilon=epsilon)
+                    caps.create_pool(conn, terms.name, card.fingerprint, total, part)
             undo.pop_all()
         return card
 
@@ -183,7 +210,7 @@ class Datasets:
             row = conn.execute(_dataset(name)).mappings().one_or_none()
             erased = erasures.counts(conn)
         if row is None:
-            raise _unknown(name)
+            raise lineage.unknown(name)
         return _from_row(row, erased)
 
     def cards(self) -> tuple[DatasetCard, ...]:
@@ -259,34 +286,8 @@ def _require_free(conn: Connection, name: str) -> None:
         )
 
 
-def _require_heir(conn: Connection, terms: DatasetTerms) -> None:
-    """Refuse terms under which derived data would be less protected than what it was made from."""
-    for name in terms.parents:
-        row = conn.execute(_dataset(name)).mappings().one_or_none()
-        if row is None:
-            raise _unknown(name)
-        parent = _from_row(row, {})
-        unit, wider = terms.total.unit.column, set(terms.purposes) - set(parent.purposes)
-        if parent.unit_column != unit:
-            raise DataError(f"{name} protects each {parent.unit_column}, not each {unit}")
-        if wider:
-            raise DataError(
-                f"{name} may not be used for {', '.join(sorted(wider))}",
-                hint="derived data inherit the purposes of what they were made from",
-            )
-        if _SENSITIVITY.index(terms.classification) < _SENSITIVITY.index(parent.classification):
-            raise DataError(
-                f"what is made from {name} is {parent.classification} as well",
-                hint="the output of a private mechanism is no derived data: leave the parent out",
-            )
-
-
 def _dataset(name: str) -> Select[*tuple[Any, ...]]:
     return select(schema.datasets).where(schema.datasets.c.name == name)
-
-
-def _unknown(name: str) -> UnknownDataset:
-    return UnknownDataset(f"there is no dataset {name!r}", hint="see `llmos data ls`")
 
 
 def _resource(name: str, classification: Classification, purposes: tuple[str, ...]) -> Resource:
@@ -296,19 +297,23 @@ def _resource(name: str, classification: Classification, purposes: tuple[str, ..
 _COLUMNS: Final = tuple(schema.datasets.c.keys())
 
 
-def _to_row(card: DatasetCard) -> dict[str, str]:
+def _to_row(card: DatasetCard) -> dict[str, str | None]:
     """Give each field its column; what has none goes into the JSON of the column `card`."""
     fields = card.to_dict()
     del fields["erased_units"], fields["erased_holdout_units"]
     rest = {name: value for name, value in fields.items() if name not in _COLUMNS}
     row = {name: value for name, value in fields.items() if name in _COLUMNS}
     lists = {name: rfc8785.dumps(fields[name]).decode() for name in ("purposes", "parents")}
-    return row | lists | {"card": rfc8785.dumps(rest).decode()}
+    block_of = None if card.block is None else card.block.of
+    return row | lists | {"block_of": block_of, "card": rfc8785.dumps(rest).decode()}
 
 
 def _from_row(row: RowMapping, erased: Mapping[str, int]) -> DatasetCard:
     fields: dict[str, Any] = dict(row)
     fields |= json.loads(fields.pop("card"))
+    block = fields.get("block")
+    fields["block"] = None if block is None else Block(**block)
+    del fields["block_of"]  # for queries; the card says it too
     fields["format"] = RecordFormat(fields["format"])
     fields["classification"] = Classification(fields["classification"])
     for name in ("purposes", "parents"):

@@ -70,11 +70,11 @@ _FAULTS: Final = (
     "XX",
 )
 # Transactions of this database that have a number or a snapshot, or hide it (those of other roles:
-# their state is not shown). Only they hold back rows; vacuuming background processes do not.
+# their state is not shown, like that of autovacuum, whose ANALYZE has a snapshot like any other).
 _HOLDING: Final = (
     "SELECT l.virtualxid FROM pg_locks l JOIN pg_stat_activity a USING (pid) "
     "WHERE l.locktype = 'virtualxid' AND a.datname = current_database() "
-    "AND a.usename IS NOT NULL AND a.pid <> pg_backend_pid() "
+    "AND a.pid <> pg_backend_pid() "
     "AND (a.state IS NULL OR a.backend_xid IS NOT NULL OR a.backend_xmin IS NOT NULL)"
 )
 _LOCKED: Final = (

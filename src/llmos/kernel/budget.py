@@ -18,6 +18,7 @@ from llmos.errors import LedgerConflict, UnaccountableMechanism
 from llmos.kernel import caps, pricing
 from llmos.kernel.pools import (
     Balance,
+    Part,
     PoolState,
     Reservation,
     ReservationState,
@@ -55,12 +56,12 @@ class Budget:
         unit_column: str,
         mechanism: Mechanism,
         *,
-        purpose: str,
+        part: Part,
     ) -> Reservation:
         """Hold the whole cost of a mechanism, or return what was reserved under this key before.
 
-        Every pool of the data and the purpose pays at its own order, or none does. A reservation
-        that was settled or aborted is returned as it stands and holds nothing.
+        Every pool of the data, the purpose and the tenant pays at its own order, or none does. A
+        reservation that was settled or aborted is returned as it stands and holds nothing.
 
         Raises:
             BudgetExceeded: a pool cannot pay.
@@ -68,10 +69,10 @@ class Budget:
             LedgerConflict: the key belongs to another mechanism, dataset or purpose.
             UnknownDataset: the dataset has no budget.
         """
-        pools = charged_pools(conn, dataset, purpose)
+        pools = charged_pools(conn, dataset, part)
         _check_subject(pools, fingerprint, unit_column)
         if (earlier := find_reservation(conn, key)) is not None:
-            asked = (dataset, purpose, mechanism)
+            asked = (dataset, part.purpose, mechanism)
             if (earlier.dataset, earlier.purpose, reserved_mechanism(conn, key)) != asked:
                 raise LedgerConflict(
                     f"{key} has reserved another mechanism, dataset or purpose before"
@@ -85,7 +86,7 @@ class Budget:
             insert(budget_reservations).values(
                 id=key,
                 dataset=dataset,
-                purpose=purpose,
+                **part._asdict(),
                 mechanism=mechanism_text(mechanism),
                 steps_done=0,
                 state="held",
@@ -167,14 +168,14 @@ class Budget:
             rows = conn.execute(select(budget_pools).order_by(budget_pools.c.id))
             return tuple(as_pool(row) for row in rows)
 
-    def charged(self, dataset: str, purpose: str) -> tuple[PoolState, ...]:
-        """Return every pool that a job on a dataset for a purpose is charged to, its own first.
+    def charged(self, dataset: str, part: Part) -> tuple[PoolState, ...]:
+        """Return every pool that such a job on a dataset is charged to, its own first.
 
         Raises:
             UnknownDataset: the dataset has no budget.
         """
         with self._store.read() as conn:
-            return charged_pools(conn, dataset, purpose)
+            return charged_pools(conn, dataset, part)
 
     def reservation(self, key: str) -> Reservation:
         """Return a reservation by its key.
@@ -213,13 +214,13 @@ class Budget:
         """
         return pricing.cost(mechanism, self.pool(pool).renyi_order)
 
-    def precompute(self, dataset: str, purpose: str, mechanism: Mechanism) -> None:
+    def precompute(self, dataset: str, part: Part, mechanism: Mechanism) -> None:
         """Do the slow arithmetic of `reserve` now, so that no writer has to wait for it there.
 
         Raises:
             UnknownDataset: the dataset has no budget.
         """
-        for pool in self.charged(dataset, purpose):
+        for pool in self.charged(dataset, part):
             pricing.cost(mechanism, pool.renyi_order)
 
     def holders(self, pool: str) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, insert, update
 
 from llmos.errors import InvalidPrivacyParameter, LedgerConflict, UnaccountableMechanism
 from llmos.kernel import accounting, pricing
-from llmos.kernel.pools import PoolState, find_pool, get_pool, mechanism_text, pool_id
+from llmos.kernel.pools import WHOLE, Part, PoolState, find_pool, get_pool, mechanism_text, pool_id
 from llmos.kernel.schema import budget_events, budget_pools
 from llmos.kernel.store import now
 from llmos.privacy import Mechanism, Neighboring, PrivacyLoss
@@ -25,10 +25,9 @@ def create_pool(
     dataset: str,
     fingerprint: str,
     total: PrivacyLoss,
-    *,
-    purpose: str | None = None,
+    part: Part = WHOLE,
 ) -> PoolState:
-    """Give a dataset its budget, or one purpose its part of it, once.
+    """Give a dataset its budget, or a purpose, a tenant or both their part of it, once.
 
     Raises:
         InvalidPrivacyParameter: epsilon is out of range, or with this delta too small or too
@@ -40,14 +39,14 @@ def create_pool(
         raise UnaccountableMechanism(f"no filter is known here for {total.neighboring}")
     order = accounting.fixed_order(total.epsilon, total.delta)
     cap = _cap(total.epsilon, total.delta, order)
-    name = pool_id(dataset, purpose)
+    name = pool_id(dataset, part)
     if find_pool(conn, name) is not None:
         raise LedgerConflict(f"{name} has a privacy budget already; it is set only once")
     conn.execute(
         insert(budget_pools).values(
             id=name,
             dataset=dataset,
-            purpose=purpose,
+            **part._asdict(),
             epsilon=total.epsilon.hex(),
             delta=total.delta.hex(),
             neighboring=str(total.neighboring),

@@ -66,6 +66,7 @@ class Principal:
     actions: frozenset[str] | None = None  # None means every action
     purpose: str | None = None  # None means every purpose
     kind: Kind = Kind.PERSON
+    tenant: str | None = None  # the part of the organisation whose budget their jobs use as well
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,22 +75,6 @@ class IssuedKey:
 
     id: str
     token: str = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class ApiKey:
-    """What is known about an issued key; times are RFC 3339 text."""
-
-    id: str
-    principal: str  # name
-    label: str
-    models: frozenset[str] | None
-    actions: frozenset[str] | None
-    purpose: str | None
-    created_at: str
-    expires_at: str | None
-    revoked_at: str | None
-    last_used_at: str | None
 
 
 class Identity:
@@ -142,6 +127,14 @@ class Identity:
             UnknownPrincipal: there is none of this name.
         """
         _change_principal(conn, name, roles=json.dumps(sorted(roles)))
+
+    def set_tenant(self, conn: Connection, name: str, tenant: str | None) -> None:
+        """Count the jobs that a principal plans from now on for this tenant, or for none.
+
+        Raises:
+            UnknownPrincipal: there is none of this name.
+        """
+        _change_principal(conn, name, tenant=tenant)
 
     def principal(self, name: str) -> Principal:
         """Return a principal by name, for callers whom the home's own key has authenticated.
@@ -222,7 +215,7 @@ class Identity:
                 "the API key is not valid", hint="`llmos key create` makes a new one"
             )
         self._note_use(row)
-        return _principal(row, key_id=row.key_id, **_narrowed(row))
+        return _principal(row, key_id=row.key_id, **narrowed(row))
 
     def _note_use(self, row: Row[*tuple[Any, ...]]) -> None:
         """Write when a key was used, coarsely; waits for nobody and fails no request."""
@@ -250,50 +243,30 @@ class Identity:
         still_valid = (api_keys.c.id == key_id) & api_keys.c.revoked_at.is_(None)
         conn.execute(update(api_keys).where(still_valid).values(revoked_at=now()))
 
-    def keys(self) -> tuple[ApiKey, ...]:
-        """Return all keys that were ever issued, oldest first."""
-        query = select(api_keys, principals.c.name).join(principals)
-        with self._store.read() as conn:
-            rows = conn.execute(query.order_by(api_keys.c.created_at, api_keys.c.id)).all()
-        plain = ("id", "label", "created_at", "expires_at", "revoked_at", "last_used_at")
-        return tuple(
-            ApiKey(
-                principal=row.name, **_narrowed(row), **{name: row._mapping[name] for name in plain}
-            )
-            for row in rows
-        )
-
     def _key_row(self, key_id: str) -> Row[*tuple[Any, ...]] | None:
-        query = select(
-            api_keys.c.id.label("key_id"),
-            api_keys.c.secret_hmac,
-            api_keys.c.models,
-            api_keys.c.actions,
-            api_keys.c.purpose,
-            api_keys.c.expires_at,
-            api_keys.c.revoked_at,
-            api_keys.c.last_used_at,
-            *(principals.c[name] for name in ("id", "name", "kind", "roles", "disabled_at")),
-        ).join(principals)
+        own = ("secret_hmac", "models", "actions", "purpose")
+        times = ("expires_at", "revoked_at", "last_used_at")
+        of_key = [api_keys.c.id.label("key_id"), *(api_keys.c[name] for name in own + times)]
+        query = select(*of_key, *principals.c).join(principals).where(api_keys.c.id == key_id)
         with self._store.read() as conn:
-            return conn.execute(query.where(api_keys.c.id == key_id)).one_or_none()
+            return conn.execute(query).one_or_none()
 
     def _digest(self, token: str) -> bytes:
         return hmac.digest(self._pepper, token.encode(errors="surrogatepass"), "sha256")
 
 
-def _principal(row: Row[*tuple[Any, ...]], **narrowed: Any) -> Principal:  # noqa: ANN401
+def _principal(row: Row[*tuple[Any, ...]], **limits: Any) -> Principal:  # noqa: ANN401
     roles = frozenset(Role(role) for role in json.loads(row.roles))
-    return Principal(row.id, row.name, roles, kind=Kind(row.kind), **narrowed)
+    return Principal(row.id, row.name, roles, kind=Kind(row.kind), tenant=row.tenant, **limits)
 
 
-def _change_principal(conn: Connection, name: str, **values: str) -> None:
+def _change_principal(conn: Connection, name: str, **values: str | None) -> None:
     changed = conn.execute(update(principals).where(principals.c.name == name).values(**values))
     if not changed.rowcount:
         raise _unknown(name)
 
 
-def _narrowed(row: Row[*tuple[Any, ...]]) -> dict[str, Any]:
+def narrowed(row: Row[*tuple[Any, ...]]) -> dict[str, Any]:
     """Return what a key covers; None is everything."""
     models = frozenset(json.loads(row.models))
     actions = None if row.actions is None else frozenset(json.loads(row.actions))

@@ -18,6 +18,7 @@ from llmos.errors import LedgerConflict, LlmosError, PermissionDenied, StorageEr
 from llmos.kernel.budget import Budget, ReservationState
 from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action, Decision, Policy, Resource
+from llmos.kernel.pools import Part
 from llmos.kernel.schema import approvals, standing_digest
 from llmos.kernel.store import Store, now
 from llmos.privacy import Mechanism, mechanism_to_dict
@@ -51,7 +52,7 @@ class Charge:
     """What an admission costs whom: the mechanism, and the data and unit it is accounted for."""
 
     dataset: str
-    purpose: str
+    part: Part
     fingerprint: str
     unit_column: str
     mechanism: Mechanism
@@ -288,7 +289,7 @@ class Monitor:
         facts = {**details, "job": key}
         with self._recording_failure(recorder, Outcome.REFUSED, facts):
             if charge is not None:
-                self.budget.precompute(charge.dataset, charge.purpose, charge.mechanism)
+                self.budget.precompute(charge.dataset, charge.part, charge.mechanism)
             with self.store.transaction() as conn:
                 if charge is not None:
                     facts |= self._reserve(conn, key, charge, objects)
@@ -311,7 +312,7 @@ class Monitor:
             charge.fingerprint,
             charge.unit_column,
             charge.mechanism,
-            purpose=charge.purpose,
+            part=charge.part,
         )
         if reservation.state is not ReservationState.HELD and objects:
             raise LedgerConflict(

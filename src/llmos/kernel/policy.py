@@ -185,11 +185,12 @@ def _entities(who: Principal, resource: Resource) -> str:
     """Describe the caller with its roles, and the resource, as Cedar's JSON entities."""
     roles = [{"type": "Role", "id": str(role)} for role in who.roles]
     models = [ALL_MODELS] if who.models is None else sorted(who.models)
+    tenant = {} if who.tenant is None else {"tenant": who.tenant}
     return json.dumps(
         [
             {
                 "uid": {"type": "Principal", "id": who.id},
-                "attrs": {"name": who.name, "models": models},
+                "attrs": {"name": who.name, "models": models, **tenant},
                 "parents": roles,
             },
             {

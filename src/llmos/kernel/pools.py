@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import rfc8785
 from sqlalchemy import Connection, Row, select
@@ -29,6 +29,16 @@ from llmos.privacy import (
 )
 
 
+class Part(NamedTuple):
+    """Who uses a part of a dataset's budget: jobs for a purpose, of a tenant, or both."""
+
+    purpose: str | None = None
+    tenant: str | None = None
+
+
+WHOLE: Final = Part()
+
+
 class ReservationState(StrEnum):
     """Where a reservation stands; only a held one can change."""
 
@@ -44,6 +54,7 @@ class Reservation:
     id: str
     dataset: str
     purpose: str
+    tenant: str | None
     mechanism: Mechanism  # as reserved; after commit as run
     costs: Mapping[str, int]  # by pool, in 1e-12 nats at its order
     steps_done: int
@@ -72,13 +83,14 @@ class Balance:
 class PoolState:
     """One budget; cap, spent and held are Renyi divergence in 1e-12 nats.
 
-    A dataset has one pool that every job on it is charged to, and may have one more for each
-    purpose, a part of its own that only jobs for that purpose are charged to as well.
+    A dataset has one pool that every job on it is charged to, and may have more for purposes,
+    tenants and both: parts that only their jobs are charged to as well.
     """
 
     id: str
     dataset: str
     purpose: str | None
+    tenant: str | None
     total: PrivacyLoss
     fingerprint: str
     renyi_order: float
@@ -122,9 +134,10 @@ class PoolState:
         return self.remaining / self.cap
 
 
-def pool_id(dataset: str, purpose: str | None = None) -> str:
-    """Return the id of a dataset's own pool, or of the one for a purpose."""
-    return dataset if purpose is None else f"{dataset}/{purpose}"
+def pool_id(dataset: str, part: Part) -> str:
+    """Return the id of a dataset's own pool, whose part is that of all, or of a part."""
+    purpose = "" if part.purpose is None else f"/{part.purpose}"
+    return f"{dataset}{purpose}" if part.tenant is None else f"{dataset}{purpose}@{part.tenant}"
 
 
 def find_pool(conn: Connection, pool: str) -> PoolState | None:
@@ -146,11 +159,15 @@ def get_pool(conn: Connection, pool: str) -> PoolState:
     return found
 
 
-def charged_pools(conn: Connection, dataset: str, purpose: str) -> tuple[PoolState, ...]:
+def charged_pools(conn: Connection, dataset: str, part: Part) -> tuple[PoolState, ...]:
     """Return every pool that a job on a dataset is charged to, its own first.
 
     These are the pools of the dataset and of all that it was made from: what one person changes in
-    an ancestor changes at most that person's records here. They are always taken in this order.
+    an ancestor changes at most that person's records here. Where one of these was split in blocks,
+    those pay too; a job on one block pays for that block alone, because nobody is in two of them
+    (parallel composition: McSherry 2009, doi:10.1145/1559845.1559850, theorem 4; in a filter, the
+    individual losses of Feldman and Zrnic 2020, arXiv:2008.11193). They are always taken in this
+    order.
 
     Raises:
         UnknownDataset: the dataset or an ancestor has no budget.
@@ -163,9 +180,12 @@ def charged_pools(conn: Connection, dataset: str, purpose: str) -> tuple[PoolSta
             found[name] = get_pool(conn, name)
             parents = select(datasets.c.parents).where(datasets.c.name == name)
             waiting += json.loads(conn.execute(parents).scalar_one())
+            blocks = select(datasets.c.name).where(datasets.c.block_of == name)
+            waiting += conn.execute(blocks).scalars()
     for name in tuple(found):
-        if (pool := find_pool(conn, pool_id(name, purpose))) is not None:
-            found[pool.id] = pool
+        for paying in (Part(part.purpose), Part(None, part.tenant), part):
+            if (pool := find_pool(conn, pool_id(name, paying))) is not None:
+                found[pool.id] = pool
     return (found.pop(dataset), *(found[key] for key in sorted(found)))
 
 
@@ -181,6 +201,7 @@ def as_pool(row: Row[*tuple[Any, ...]]) -> PoolState:
         id=row.id,
         dataset=row.dataset,
         purpose=row.purpose,
+        tenant=row.tenant,
         total=total,
         fingerprint=row.fingerprint,
         renyi_order=float.fromhex(row.renyi_order),
@@ -199,6 +220,7 @@ def as_reservation(conn: Connection, row: Row[*tuple[Any, ...]]) -> Reservation:
         id=row.id,
         dataset=row.dataset,
         purpose=row.purpose,
+        tenant=row.tenant,
         mechanism=mechanism_from_dict(json.loads(row.mechanism)),
         costs={pool: cost for pool, cost in conn.execute(costs.order_by(budget_costs.c.pool))},
         steps_done=row.steps_done,

@@ -88,6 +88,7 @@ principals = Table(
     Column("created_at", STR, nullable=False),
     Column("disabled_at", STR),
     Column("kind", STR, nullable=False, server_default="person"),
+    Column("tenant", STR),  # none: of the whole organisation
 )
 
 api_keys = Table(
@@ -125,12 +126,13 @@ datasets = Table(
     Column("card", STR, nullable=False),  # JSON: counts, format, canaries; see data/datasets.py
     Column("created_at", STR, nullable=False),
     Column("parents", STR, nullable=False, server_default="[]"),  # JSON: what it was made from
+    Column("block_of", STR),  # the dataset of which it has one of the disjoint parts
 )
 
 budget_pools = Table(
     "budget_pools",
     KERNEL,
-    Column("id", STR, primary_key=True),  # the dataset's name, or dataset/purpose
+    Column("id", STR, primary_key=True),  # dataset, dataset/purpose, @tenant behind either
     Column("dataset", STR, ForeignKey("datasets.name"), nullable=False),
     Column("purpose", STR),  # none: every purpose is charged here
     Column("epsilon", STR, nullable=False),  # float.hex of the total budget
@@ -142,6 +144,7 @@ budget_pools = Table(
     Column("cap", INT, nullable=False),  # Renyi divergence at that order, in 1e-12 nats
     Column("spent", INT, nullable=False),
     Column("held", INT, nullable=False),
+    Column("tenant", STR),  # none: every tenant is charged here
     CheckConstraint("spent >= 0 AND held >= 0 AND spent + held <= cap", name="never_overspent"),
 )
 
@@ -154,6 +157,7 @@ budget_reservations = Table(
     Column("mechanism", STR, nullable=False),  # JSON; after commit: the mechanism that was run
     Column("steps_done", INT, nullable=False),  # written before anything is released
     Column("state", STR, nullable=False),
+    Column("tenant", STR),
     CheckConstraint("state IN ('held', 'committed', 'aborted')", name="known_state"),
     CheckConstraint("steps_done >= 0", name="not_negative"),
 )

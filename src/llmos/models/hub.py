@@ -32,7 +32,7 @@ from llmos.errors import (
     UnknownModel,
 )
 from llmos.models import conversion, wheels
-from llmos.models.loading import SAFE_SUFFIXES, check_folder, digest, model_files
+from llmos.models.folders import SAFE_SUFFIXES, check_folder, digest, model_files
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError
@@ -18,11 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import logging as transformers_logging
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from llmos.config import Device
-from llmos.errors import ConfigError, ModelError
-from llmos.models.wheels import file_sha256
-
-SAFE_SUFFIXES: Final = (".safetensors", ".json", ".jinja", ".txt", ".model")
+from llmos.errors import ModelError
+from llmos.models.devices import compute_dtype
+from llmos.models.folders import check_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,35 +26,6 @@ class LoadedModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
-
-
-def resolve_device(device: Device) -> torch.device:
-    """Return the device to compute on; `auto` takes a GPU when there is one.
-
-    Raises:
-        ConfigError: a GPU is asked for and there is none.
-    """
-    available = torch.cuda.is_available()
-    if device is Device.CUDA and not available:
-        raise ConfigError(
-            "device is set to cuda, but PyTorch sees no CUDA device",
-            hint="set LLMOS_DEVICE=cpu, or install a CUDA build of PyTorch and its driver",
-        )
-    use_gpu = device is Device.CUDA or (device is Device.AUTO and available)
-    return torch.device("cuda" if use_gpu else "cpu")
-
-
-@cache
-def emulates_bfloat16() -> bool:
-    """Tell whether this CPU has no bfloat16 instructions, so that float32 is 3-4 times faster."""
-    features = torch.cpu.get_capabilities()
-    native = features.get("avx512_bf16") or features.get("amx_bf16")
-    return features.get("architecture") == "x86_64" and not native
-
-
-def compute_dtype(device: torch.device) -> torch.dtype:
-    """Return bfloat16, or float32 on CPUs that would only emulate it: twice the memory there."""
-    return torch.float32 if device.type == "cpu" and emulates_bfloat16() else torch.bfloat16
 
 
 def load_base(folder: Path, device: torch.device) -> LoadedModel:
@@ -99,54 +64,6 @@ def load_base(folder: Path, device: torch.device) -> LoadedModel:
     return LoadedModel(model.to(device).eval(), tokenizer, device)
 
 
-def check_folder(folder: Path) -> None:
-    """Refuse a folder that is no safetensors model, or that wants to bring code along.
-
-    Raises:
-        ModelError: says what is missing or refused.
-    """
-    config = _read_json(folder / "config.json")
-    if "auto_map" in config:
-        raise ModelError(
-            f"{folder.name} needs Python code of its own (auto_map in config.json)",
-            hint="LLMOS never runs code that comes with a model; choose a built-in architecture",
-        )
-    if not isinstance(config.get("model_type"), str):
-        raise ModelError(f"{folder.name}/config.json names no model_type")
-    if not (folder / "tokenizer.json").is_file():
-        raise ModelError(
-            f"{folder.name} has no tokenizer.json",
-            hint="save the tokenizer in its fast form: tokenizer.save_pretrained(folder)",
-        )
-    weights = sorted(path.name for path in folder.glob("*.safetensors"))
-    index = folder / "model.safetensors.index.json"
-    wanted = (
-        sorted(set(_read_json(index).get("weight_map", {}).values()))
-        if index.is_file()
-        else ["model.safetensors"]
-    )
-    missing = [name for name in wanted if name not in weights]
-    if missing or not wanted:
-        raise ModelError(
-            f"{folder.name} lacks {', '.join(missing) or 'weights'}",
-            hint="pickled weights (.bin, .pt) are never read because they can run code; "
-            "convert them: model.save_pretrained(folder, safe_serialization=True)",
-        )
-
-
-def model_files(folder: Path) -> list[Path]:
-    """List the files of a model folder that LLMOS keeps: weights, settings and tokenizer."""
-    return sorted(
-        path for path in folder.iterdir() if path.is_file() and path.suffix in SAFE_SUFFIXES
-    )
-
-
-def digest(folder: Path) -> str:
-    """Return the SHA-256 (hex) over the sorted names and SHA-256 values of a model's files."""
-    lines = [f"{file_sha256(path)}  {path.name}\n" for path in model_files(folder)]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Keep transformers' progress bars, advice and warnings off standard error."""
@@ -162,19 +79,6 @@ def quiet_transformers() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{path.parent.name} has no readable {path.name}",
-            hint="a model folder holds config.json, tokenizer.json and model.safetensors",
-        ) from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path.parent.name}/{path.name} is not a JSON object")
-    return content
 
 
 def _first_line(error: Exception) -> str:

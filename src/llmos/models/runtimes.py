@@ -10,8 +10,9 @@ import torch
 
 from llmos.errors import HashMismatch, PermissionDenied
 from llmos.kernel.vault import ObjectGrant
+from llmos.models.folders import digest
 from llmos.models.generation import Runtime
-from llmos.models.loading import digest, load_base
+from llmos.models.loading import load_base
 from llmos.models.lora import merge
 from llmos.models.registry import ModelEntry, ModelKind, Registry
 

@@ -25,6 +25,11 @@ THEOREMS: Final = {
         "jobs chosen after earlier results were seen: privacy filter at one Renyi order fixed when "
         "the pool is made (Feldman, Zrnic 2020, arXiv:2008.11193)"
     ),
+    "parallel": (
+        "jobs on blocks that share nobody: parallel composition (McSherry 2009, "
+        "doi:10.1145/1559845.1559850, theorem 4; in a filter the individual losses of Feldman, "
+        "Zrnic 2020, arXiv:2008.11193)"
+    ),
     "concurrency": (
         "jobs that run at the same time: a filter for fixed-order Renyi privacy also holds for "
         "concurrent interactive mechanisms (Haney et al. 2023, arXiv:2309.05901)"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmos.kernel.policy import Action
-from llmos.models.loading import resolve_device
+from llmos.models.devices import resolve_device
 from llmos.models.runtimes import Runtimes
 from llmos.server.app import build_app
 from llmos.server.binding import bind, check_binding, tls_files

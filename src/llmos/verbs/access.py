@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from llmos.accounts import api_keys
 from llmos.errors import ConfigError, UnknownModel
 from llmos.kernel.identity import IssuedKey, Kind, Principal
 from llmos.kernel.kernel import Kernel
@@ -66,6 +67,8 @@ class AccessVerbs:
 
     def keys(self) -> list[dict[str, Any]]:
         """Return a line for each API key; never its secret."""
+        with self._kernel.store.read() as conn:
+            issued = api_keys.issued(conn)
         return [
             {
                 "id": key.id,
@@ -79,7 +82,7 @@ class AccessVerbs:
                 "revoked_at": key.revoked_at,
                 "last_used_at": key.last_used_at,
             }
-            for key in self._kernel.identity.keys()  # noqa: SIM118 - not a mapping's
+            for key in issued
         ]
 
     def revoke_key(self, key_id: str) -> None:
@@ -99,8 +102,10 @@ class AccessVerbs:
 
         return people.rotate_key(key_id, overlap, self.parts.who, self.parts)
 
-    def add_user(self, name: str, roles: Sequence[str], *, kind: str = "person") -> Principal:
-        """Add a person, or a service account.
+    def add_user(
+        self, name: str, roles: Sequence[str], *, kind: str = "person", tenant: str | None = None
+    ) -> Principal:
+        """Add a person, or a service account, to a tenant or to none.
 
         Raises:
             ConfigError: a role or the kind is unknown.
@@ -112,7 +117,7 @@ class AccessVerbs:
             wanted = Kind(kind)
         except ValueError:
             raise ConfigError(f"unknown kind {kind!r}", hint=f"one of: {', '.join(Kind)}") from None
-        return people.add(name, frozenset(roles), wanted, self.parts.who, self.parts)
+        return people.add(name, frozenset(roles), wanted, self.parts.who, self.parts, tenant=tenant)
 
     @property
     def _kernel(self) -> Kernel:

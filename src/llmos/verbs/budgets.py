@@ -23,7 +23,8 @@ class BudgetVerbs:
         from llmos.workflows import budget_advice
 
         ledger = self.parts.kernel.budget
-        return budget_advice.explain(ledger.pool(pool), ledger.holders(pool))
+        family = self.parts.datasets.cards()
+        return budget_advice.explain(ledger.pool(pool), ledger.holders(pool), family)
 
     def what_if(self, dataset: str, **job: Any) -> WhatIf:  # noqa: ANN401 - see the workflow
         """Price a training without reserving anything; takes the arguments of `what_if.run`."""

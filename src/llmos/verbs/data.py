@@ -1,4 +1,4 @@
-"""The verbs on the people in datasets."""
+"""The verbs on datasets and the people in them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from llmos.data import erasures
+from llmos.data.datasets import DatasetCard
 from llmos.verbs.approvals import ApprovalVerbs
 from llmos.workflows.parts import Parts
 
 
 @dataclass(frozen=True, slots=True)
 class DataVerbs:
-    """What can be done about one person in the datasets of a home."""
+    """What can be done with the datasets of a home and about one person in them."""
 
     parts: Parts
+
+    def split(self, name: str, *, blocks: int) -> tuple[DatasetCard, ...]:
+        """Make datasets of a dataset's people that share nobody; jobs on two do not add up."""
+        from llmos.workflows import split_data
+
+        return split_data.run(name, blocks, self.parts.who, self.parts)
 
     def erase(
         self, unit: str, *, reason: str, datasets: Sequence[str] = (), column: str | None = None

@@ -32,8 +32,6 @@ class JobVerbs:
         Raises:
             JobError: the job has ended, or it has failed: `retry` wants a reason.
         """
-        from llmos.workflows import train
-
         job = self.parts.jobs.job(job_id)
         if job.state is JobState.FAILED:
             raise JobError(
@@ -44,7 +42,9 @@ class JobVerbs:
             self._kernel.monitor.authorize(self.parts.who, Action.MANAGE_JOBS, self._kernel.home)
         show = on_step or (lambda _view: None)
         stop = interrupt or Event()
-        return train.run(job_id, self.parts.who, self.parts, interrupt=stop, on_step=show)
+        from llmos.workflows import training_job  # seconds: not before it is clear that it is run
+
+        return training_job.run(job_id, self.parts.who, self.parts, interrupt=stop, on_step=show)
 
     def retry(self, job_id: str, *, reason: str, on_step: OnStep | None = None) -> dict[str, Any]:
         """Put a failed job back into the queue, record why, and run it; see `resume`."""

@@ -28,6 +28,12 @@ class PeopleVerbs:
 
         people.set_roles(name, frozenset(roles), self.parts.who, self.parts)
 
+    def set_tenant(self, name: str, tenant: str | None) -> None:
+        """Let the jobs that a principal plans from now on count for a tenant, or for none."""
+        from llmos.workflows import people
+
+        people.set_tenant(name, tenant, self.parts.who, self.parts)
+
     def disable(self, name: str) -> None:
         """Refuse a principal and all of its keys from now on."""
         from llmos.workflows import people

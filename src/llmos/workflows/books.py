@@ -20,7 +20,7 @@ from llmos.kernel import pricing
 from llmos.kernel.auditlog import AuditLog, LogEntry
 from llmos.kernel.budget import Budget, Reservation, ReservationState
 from llmos.kernel.kernel import Kernel
-from llmos.kernel.pools import PoolState, as_reservation, charged_pools, mechanism_text
+from llmos.kernel.pools import Part, PoolState, as_reservation, charged_pools, mechanism_text
 from llmos.kernel.schema import budget_events, budget_reservations
 from llmos.kernel.store import Store
 from llmos.privacy import mechanism_to_dict
@@ -119,6 +119,7 @@ def _check_against_log(reservation: Reservation, said: _Recorded) -> None:
     _require(reservation.state is said.state, key, "state")
     _require(reservation.steps_done == steps, key, "steps")
     _require(facts.get("purpose") == reservation.purpose, key, "purpose")
+    _require(facts.get("tenant") == reservation.tenant, key, "tenant")
     _require(facts.get("dataset", reservation.dataset) == reservation.dataset, key, "dataset")
     _require(facts.get("mechanism", mechanism) == mechanism, key, "mechanism")
     if reservation.state is not ReservationState.ABORTED:
@@ -128,9 +129,8 @@ def _check_against_log(reservation: Reservation, said: _Recorded) -> None:
 def _check_amounts(conn: Connection, reservation: Reservation, said: _Recorded) -> None:
     """Price the mechanism again, and hold each pool's events against the reservation."""
     key, aborted = reservation.id, reservation.state is ReservationState.ABORTED
-    pools = {
-        pool.id: pool for pool in charged_pools(conn, reservation.dataset, reservation.purpose)
-    }
+    paying = Part(reservation.purpose, reservation.tenant)
+    pools = {pool.id: pool for pool in charged_pools(conn, reservation.dataset, paying)}
     _require(pools.keys() == reservation.costs.keys(), key, "pools")
     query = select(budget_events).where(budget_events.c.reference == key)
     rows = conn.execute(query.order_by(budget_events.c.seq)).all()

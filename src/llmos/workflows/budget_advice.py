@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+from llmos.data.datasets import DatasetCard
 from llmos.errors import BudgetExceeded
 from llmos.kernel import accounting, pricing
 from llmos.kernel.budget import Budget
@@ -54,13 +55,27 @@ def hint(fitting: Mapping[str, float], delta: float) -> str:
     )
 
 
-def explain(pool: PoolState, holders: Sequence[str]) -> dict[str, Any]:
-    """Return a pool's numbers as JSON values, with the theorems that stand behind them."""
+def explain(
+    pool: PoolState, holders: Sequence[str], family: Sequence[DatasetCard] = ()
+) -> dict[str, Any]:
+    """Return a pool's numbers as JSON values, with the theorems that stand behind them.
+
+    Args:
+        pool: what is explained.
+        holders: the jobs that hold parts of it.
+        family: the datasets, among which are its own and the blocks of that one.
+    """
     theorems = THEOREMS
+    own = next((card.block for card in family if card.name == pool.dataset), None)
+    blocks = [c.name for c in family if c.block is not None and c.block.of == pool.dataset]
+    disjoint: dict[str, Any] = {"blocks": blocks, "block_of": None if own is None else own.of}
+    if own is not None or blocks:
+        disjoint["blocks_do_not_add_up"] = theorems["parallel"]
     return {
         "pool": pool.id,
         "dataset": pool.dataset,
         "purpose": pool.purpose,
+        "tenant": pool.tenant,
         "unit": pool.total.unit.column,
         "neighboring": str(pool.total.neighboring),
         "epsilon": pool.epsilon,
@@ -78,4 +93,5 @@ def explain(pool: PoolState, holders: Sequence[str]) -> dict[str, Any]:
         "cost": theorems["renyi"],
         "cap_and_spent_epsilon": theorems["conversion"],
         "epsilon_of_one_job": theorems["pld"],
+        **disjoint,
     }

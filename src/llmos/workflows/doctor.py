@@ -16,7 +16,7 @@ from llmos.errors import LlmosError, PolicyError
 from llmos.jobs.jobs import Jobs
 from llmos.kernel import kernel as kernels
 from llmos.kernel.policy import Policy
-from llmos.models.loading import resolve_device
+from llmos.models.devices import resolve_device
 from llmos.workflows import books, change_policy, vault
 
 _ENOUGH_DISK_BYTES: Final = 2 << 30

@@ -13,6 +13,7 @@ from llmos.data.importers import Columns, read_rows
 from llmos.data.terms import DatasetTerms
 from llmos.errors import DataError
 from llmos.kernel.identity import Principal
+from llmos.kernel.pools import Part
 from llmos.privacy import Classification, PrivacyLoss, PrivacyUnit, check_delta, check_epsilon
 from llmos.workflows.parts import Parts
 
@@ -31,7 +32,7 @@ class ImportRequest:
     holdout_fraction: float = 0.0  # of the units, in [0, 1)
     canaries: int = 0  # made; a fair coin decides on planting each
     canary_template: str = DEFAULT_TEMPLATE
-    purpose_epsilons: Mapping[str, float] = field(default_factory=dict)  # parts of `epsilon`
+    part_epsilons: Mapping[Part, float] = field(default_factory=dict)  # parts of `epsilon`
     parents: tuple[str, ...] = ()  # datasets that the file was made from
 
 
@@ -51,9 +52,12 @@ def request(
     canaries: int = 0,
     canary_template: str = DEFAULT_TEMPLATE,
     purpose_epsilons: Mapping[str, float] | None = None,
+    tenant_epsilons: Mapping[str, float] | None = None,
     parents: tuple[str, ...] = (),
 ) -> ImportRequest:
     """Make a request from what people type; without a name the file's name is taken.
+
+    A part of the budget is that of a purpose, of a tenant, or of TENANT/PURPOSE.
 
     Raises:
         DataError: neither a text column nor a prompt and a completion column are named, or both
@@ -77,9 +81,17 @@ def request(
         holdout_fraction=holdout_fraction,
         canaries=canaries,
         canary_template=canary_template,
-        purpose_epsilons=purpose_epsilons or {},
+        part_epsilons={
+            **{Part(name): epsilon for name, epsilon in (purpose_epsilons or {}).items()},
+            **{_of_tenant(name): epsilon for name, epsilon in (tenant_epsilons or {}).items()},
+        },
         parents=parents,
     )
+
+
+def _of_tenant(text: str) -> Part:
+    tenant, _, purpose = text.partition("/")
+    return Part(purpose or None, tenant)
 
 
 def _columns(unit: str, text: str | None, prompt: str | None, completion: str | None) -> Columns:
@@ -112,9 +124,8 @@ def run(request: ImportRequest, who: Principal, parts: Parts) -> DatasetCard:
             unit=PrivacyUnit(request.columns.unit),
         ),
         holdout_fraction=request.holdout_fraction,
-        purpose_epsilons={
-            purpose: check_epsilon(float(epsilon))
-            for purpose, epsilon in request.purpose_epsilons.items()
+        part_epsilons={
+            part: check_epsilon(float(epsilon)) for part, epsilon in request.part_epsilons.items()
         },
         parents=request.parents,
     )

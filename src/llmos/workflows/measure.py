@@ -22,15 +22,16 @@ from llmos.kernel.identity import Principal
 from llmos.kernel.monitor import Grant
 from llmos.kernel.policy import Action
 from llmos.models import lora
+from llmos.models.devices import resolve_device
 from llmos.models.encoding import Encoded, encode, encode_continuation
-from llmos.models.loading import LoadedModel, load_base, resolve_device
+from llmos.models.loading import LoadedModel, load_base
 from llmos.models.registry import ModelEntry, ModelKind
 from llmos.privacy import PrivacyLoss, PrivacyUnit
 from llmos.reports import page, plots
 from llmos.reports.arms import read_arm
 from llmos.workflows import outputs
 from llmos.workflows.parts import Parts
-from llmos.workflows.training_plan import TrainRequest
+from llmos.workflows.training_request import TrainRequest
 
 # Members and held-out records are compared on at most this many of each, the first in stored order.
 _MOST_RECORDS = 200

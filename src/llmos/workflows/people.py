@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from llmos.accounts import credentials, passwords, totp
+from llmos.accounts import api_keys, credentials, passwords, totp
+from llmos.data.terms import check_name
 from llmos.errors import AuthenticationError, ConfigError, RequestError, UnknownKey
-from llmos.kernel.identity import ApiKey, IssuedKey, Kind, Principal, Role
+from llmos.kernel.identity import IssuedKey, Kind, Principal, Role
 from llmos.kernel.policy import Action
 from llmos.kernel.store import now
 from llmos.workflows import login
 from llmos.workflows.parts import Parts
 
 
-def add(name: str, roles: frozenset[str], kind: Kind, who: Principal, parts: Parts) -> Principal:
+def add(
+    name: str,
+    roles: frozenset[str],
+    kind: Kind,
+    who: Principal,
+    parts: Parts,
+    *,
+    tenant: str | None = None,
+) -> Principal:
     """Add a person, or a program, with roles.
 
     Raises:
         ConfigError: a role is unknown.
+        DataError: the tenant's name is none.
         PrincipalExists: the name is taken.
     """
     kernel = parts.kernel
-    details = {"user": name, "roles": sorted(roles), "kind": str(kind)}
+    details = {"user": name, "roles": sorted(roles), "kind": str(kind), "tenant": tenant}
     with kernel.monitor.act(who, Action.MANAGE_KEYS, kernel.home, details=details) as conn:
-        return kernel.identity.add_principal(conn, name, _roles(roles), kind)
+        added = kernel.identity.add_principal(conn, name, _roles(roles), kind)
+        if tenant is not None:
+            kernel.identity.set_tenant(conn, name, _tenant(tenant))
+    return replace(added, tenant=tenant)
 
 
 def set_roles(name: str, roles: frozenset[str], who: Principal, parts: Parts) -> None:
@@ -41,6 +55,19 @@ def set_roles(name: str, roles: frozenset[str], who: Principal, parts: Parts) ->
         if Role.ADMINISTRATOR not in _roles(roles):
             _require_another_administrator(name, parts)
         kernel.identity.set_roles(conn, name, _roles(roles))
+
+
+def set_tenant(name: str, tenant: str | None, who: Principal, parts: Parts) -> None:
+    """Let the jobs that a principal plans from now on count for a tenant, or for none.
+
+    Raises:
+        DataError: the tenant's name is none.
+        UnknownPrincipal: there is none of this name.
+    """
+    kernel = parts.kernel
+    details = {"act": "tenant", "of": name, "tenant": tenant}
+    with kernel.monitor.act(who, Action.MANAGE_KEYS, kernel.home, details=details) as conn:
+        kernel.identity.set_tenant(conn, name, _tenant(tenant))
 
 
 def disable(name: str, who: Principal, parts: Parts) -> None:
@@ -121,6 +148,7 @@ def overview(parts: Parts) -> list[dict[str, Any]]:
             "name": principal.name,
             "kind": str(principal.kind),
             "roles": sorted(principal.roles),
+            "tenant": principal.tenant,
             "login": shown[enrolled.get(principal.id)],
         }
         for principal in parts.kernel.identity.principals()
@@ -137,7 +165,8 @@ def rotate_key(key_id: str, overlap: timedelta, who: Principal, parts: Parts) ->
     kernel, at = parts.kernel, datetime.now(UTC)
     if overlap < timedelta(0):
         raise RequestError("an overlap cannot be negative")
-    old = next((key for key in kernel.identity.keys() if key.id == key_id), None)  # noqa: SIM118
+    with kernel.store.read() as conn:
+        old = next((key for key in api_keys.issued(conn) if key.id == key_id), None)
     if old is None or old.revoked_at is not None or (old.expires_at or now()) < now():
         raise UnknownKey(f"there is no valid API key {key_id!r}", hint="`llmos key ls` lists them")
     owner = kernel.identity.principal(old.principal)
@@ -157,7 +186,7 @@ def rotate_key(key_id: str, overlap: timedelta, who: Principal, parts: Parts) ->
     return issued
 
 
-def _expiry(old: ApiKey, at: datetime) -> datetime | None:
+def _expiry(old: api_keys.ApiKey, at: datetime) -> datetime | None:
     """Let the new key live as long as the old one was to."""
     if old.expires_at is None:
         return None
@@ -177,6 +206,10 @@ def _person(name: str, parts: Parts) -> Principal:
     if owner.kind is not Kind.PERSON:
         raise RequestError(f"{name} is a service account; it has keys only, no password")
     return owner
+
+
+def _tenant(tenant: str | None) -> str | None:
+    return None if tenant is None else check_name(tenant, "a tenant")
 
 
 def _roles(roles: frozenset[str]) -> frozenset[Role]:

@@ -14,12 +14,12 @@ from llmos.data.records import RecordFormat
 from llmos.engines.dp import prefix
 from llmos.engines.dp.plan import Performance
 from llmos.jobs.jobs import JobState
-from llmos.models.loading import compute_dtype, resolve_device
+from llmos.models.devices import compute_dtype, resolve_device
 from llmos.models.registry import ModelEntry
 from llmos.workflows.parts import Parts
 
 if TYPE_CHECKING:
-    from llmos.workflows.training_plan import TrainRequest
+    from llmos.workflows.training_request import TrainRequest
 
 # English clinical text under SmolLM2's tokenizer has about 3.5 characters a token.
 _CHARACTERS_PER_TOKEN: Final = 3.5

@@ -39,7 +39,7 @@ from llmos.transparency.proofs import LogProof
 from llmos.workflows import outputs
 from llmos.workflows.measure import guarantee, report_path
 from llmos.workflows.parts import Parts
-from llmos.workflows.training_plan import TrainRequest
+from llmos.workflows.training_request import TrainRequest
 
 _PAGE_OF_LOG: Final = 1000
 _LARGEST_ANSWERS_BYTES: Final = 1 << 20

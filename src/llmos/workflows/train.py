@@ -1,11 +1,13 @@
-"""Train: submit a plan as a job, run it durably, publish the adapter; never charge twice."""
+"""Trainings in the queue: submit a plan as a job, try a failed one again, cancel one.
+
+Nothing here computes, so none of it waits for the learning stack; `training_job` does the work.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from threading import Event
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection
 
@@ -13,14 +15,16 @@ from llmos.errors import BudgetExceeded, ConfigError, JobBusy
 from llmos.jobs.jobs import JobState
 from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action
+from llmos.kernel.pools import Part
 from llmos.privacy import mechanism_to_dict
+from llmos.workflows import training_acts
 from llmos.workflows.books import request_digest
 from llmos.workflows.budget_advice import with_advice
-from llmos.workflows.ctrl_c import stopped_by_ctrl_c
 from llmos.workflows.parts import Parts
-from llmos.workflows.training_job import TrainingJob, act, public
-from llmos.workflows.training_plan import TrainPlan, TrainRequest
-from llmos.workflows.training_view import OnStep
+from llmos.workflows.training_request import TrainRequest
+
+if TYPE_CHECKING:
+    from llmos.workflows.training_plan import TrainPlan
 
 KIND: Final = "train"
 
@@ -42,14 +46,15 @@ def submit(plan: TrainPlan, who: Principal, parts: Parts) -> str:
 
 def _submit(plan: TrainPlan, who: Principal, parts: Parts) -> str:
     request, kernel = plan.request, parts.kernel
-    action, resource, context = act(request, plan.card)
+    action, resource, context = training_acts.act(request, plan.card)
     mechanism = request.plan.mechanism
+    part = Part(request.purpose, request.tenant)
     if mechanism is not None:
-        kernel.budget.precompute(request.dataset, request.purpose, mechanism)
+        kernel.budget.precompute(request.dataset, part, mechanism)
     stored = request.model_dump(mode="json")
     details: dict[str, Any] = {
         "step": "submit",
-        **public(request),
+        **training_acts.public(request),
         "dataset": request.dataset,
         "request_sha256": request_digest(stored),
     }
@@ -64,27 +69,11 @@ def _submit(plan: TrainPlan, who: Principal, parts: Parts) -> str:
                 request.fingerprint,
                 plan.card.unit_column,
                 mechanism,
-                purpose=request.purpose,
+                part=part,
             )
             details["mechanism"] = mechanism_to_dict(mechanism)
             details["costs"] = {pool: str(cost) for pool, cost in reserved.costs.items()}
     return job_id
-
-
-def run(
-    job_id: str, who: Principal, parts: Parts, *, interrupt: Event, on_step: OnStep
-) -> dict[str, Any]:
-    """Run a submitted job to its end, or go on with one that was cut off, and return its result.
-
-    Raises:
-        JobBusy: another process runs it.
-        JobInterrupted, JobCancelled: it stopped at a step boundary because it was asked to.
-        StorageFull: a checkpoint could not be written; the one before it is still good.
-    """
-    worker = TrainingJob(who, parts, interrupt, on_step)
-    with stopped_by_ctrl_c(interrupt):
-        job = parts.jobs.run(job_id, {"fit": worker.fit, "publish": worker.publish})
-    return job.result or {}
 
 
 def retry(job_id: str, who: Principal, parts: Parts, *, reason: str) -> None:
@@ -112,9 +101,9 @@ def cancel(job_id: str, who: Principal, parts: Parts) -> JobState:
     jobs = parts.jobs
     with _managing(job_id, who, parts, {"cancel": job_id}) as conn:
         jobs.request_cancel(conn, job_id)
-    worker = TrainingJob(who, parts, Event(), lambda _view: None)
     try:
-        return jobs.run(job_id, {"cancel": worker.cancel}).state
+        steps = {"cancel": lambda job, _results: training_acts.cancel(job, who, parts)}
+        return jobs.run(job_id, steps).state
     except JobBusy:
         return JobState.RUNNING  # whoever runs it sees the request
 
@@ -129,6 +118,6 @@ def _managing(
     context: dict[str, str] = {}
     if (job := parts.jobs.job(job_id)).principal == who.name:
         request = TrainRequest.model_validate(job.request)
-        action, resource, context = act(request, parts.datasets.card(request.dataset))
+        action, resource, context = training_acts.act(request, parts.datasets.card(request.dataset))
     with kernel.monitor.act(who, action, resource, details=details, context=context) as conn:
         yield conn

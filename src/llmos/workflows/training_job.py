@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from threading import Event
 from typing import Any, Final
-
-from sqlalchemy import Connection
 
 from llmos.data.datasets import DatasetCard
 from llmos.engines.dp.plan import Performance
@@ -17,28 +15,44 @@ from llmos.engines.dp.randomness import Randomness
 from llmos.engines.dp.sampling import TrainingRecord
 from llmos.engines.dp.trainer import FitResult, fit
 from llmos.errors import JobCancelled, JobInterrupted, UnaccountableMechanism
-from llmos.jobs.jobs import Job, JobState
-from llmos.kernel import accounting
+from llmos.jobs.jobs import Job
 from llmos.kernel.identity import Principal
 from llmos.kernel.kernel import Kernel
-from llmos.kernel.monitor import Charge, Grant
-from llmos.kernel.policy import Action, Resource
+from llmos.kernel.monitor import Grant
 from llmos.models import lora
+from llmos.models.devices import resolve_device
 from llmos.models.encoding import encode
-from llmos.models.loading import load_base, resolve_device
-from llmos.privacy import PrivacyUnit
-from llmos.workflows import checkpoints
+from llmos.models.loading import load_base
+from llmos.workflows import checkpoints, training_acts
 from llmos.workflows.checkpoints import Checkpoints
+from llmos.workflows.ctrl_c import stopped_by_ctrl_c
 from llmos.workflows.parts import Parts
-from llmos.workflows.training_plan import TrainRequest
+from llmos.workflows.training_request import TrainRequest
 from llmos.workflows.training_view import OnStep, Viewer
 
 _CANCEL_POLL_S: Final = 1.0
 
 
+def run(
+    job_id: str, who: Principal, parts: Parts, *, interrupt: Event, on_step: OnStep
+) -> dict[str, Any]:
+    """Run a submitted job to its end, or go on with one that was cut off, and return its result.
+
+    Raises:
+        JobBusy: another process runs it.
+        JobInterrupted, JobCancelled: it stopped at a step boundary because it was asked to.
+        StorageFull: a checkpoint could not be written; the one before it is still good.
+    """
+    worker = TrainingJob(who, parts, interrupt, on_step)
+    publish = partial(training_acts.publish, who=who, parts=parts)
+    with stopped_by_ctrl_c(interrupt):
+        job = parts.jobs.run(job_id, {"fit": worker.fit, "publish": publish})
+    return job.result or {}
+
+
 @dataclass(slots=True)
 class TrainingJob:
-    """The durable steps of a training job: `fit` and `publish`, or `cancel`."""
+    """The step of a training job that computes."""
 
     who: Principal
     parts: Parts
@@ -79,7 +93,7 @@ class TrainingJob:
         With privacy that is from the checkpoint on: its steps were charged, and what is left is a
         neighbouring dataset. Without it nothing bounds what the steps hold, so all are done anew.
         """
-        action, resource, context = act(request, card)
+        action, resource, context = training_acts.act(request, card)
         erased = self.parts.datasets.erased(card)
         with self.parts.kernel.monitor.admit(
             self.who,
@@ -87,9 +101,13 @@ class TrainingJob:
             resource,
             key=job.id,
             objects=frozenset(filter(None, (card.object_id, job.checkpoint))),
-            charge=charge(request, card),
+            charge=training_acts.charge(request, card),
             context=context,
-            details={"step": "fit", "resumed": job.checkpoint is not None, **public(request)},
+            details={
+                "step": "fit",
+                "resumed": job.checkpoint is not None,
+                **training_acts.public(request),
+            },
         ) as grant:
             fitted, object_id, digest = self._fit_under(grant, job, request, card, erased)
         lost = self.parts.datasets.erased(card) != erased
@@ -118,7 +136,7 @@ class TrainingJob:
             ]
         )
         self._base_dtype = str(next(loaded.model.parameters()).dtype).removeprefix("torch.")
-        adapter = lora.attach(loaded.model, request.lora, seed=request.seed)
+        adapter = lora.attach(loaded.model, _adapter(request), seed=request.seed)
         charged = request.noise_multiplier is not None
         saver = Checkpoints(self.parts, grant, job, card, charged=charged, erased=erased)
         fitted = fit(
@@ -140,96 +158,10 @@ class TrainingJob:
         files = lora.to_peft(adapter, base.name)
         return fitted, *self.parts.registry.store_adapter(files)
 
-    def publish(self, job: Job, results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-        """Settle, register the adapter and end the job in one transaction."""
-        request = TrainRequest.model_validate(job.request)
-        kernel, fitted = self.parts.kernel, results["fit"]
-        card = self.parts.datasets.card(request.dataset)
-        mechanism = request.plan.mechanism
-        epsilon = None if mechanism is None else accounting.epsilon(mechanism, request.delta or 0.0)
-        result = {
-            "model": request.output,
-            "epsilon": epsilon,
-            "delta": request.delta,
-            **{name: fitted[name] for name in ("steps", "seconds", "tokens_per_s", "digest")},
-        }
-        checkpoint = self.parts.jobs.job(job.id).checkpoint
-        with self._closing(job, request, card, "publish", {"digest": fitted["digest"]}) as closing:
-            grant, conn = closing
-            if grant is not None and mechanism is not None:
-                grant.settle(mechanism, conn=conn, details={"step": "settle"})
-            self.parts.registry.publish_adapter(
-                conn,
-                name=request.output,
-                base=request.model,
-                object_id=fitted["adapter"],
-                digest=fitted["digest"],
-                card=_model_card(job, request, card, fitted, epsilon),
-            )
-            self.parts.jobs.set_checkpoint(conn, job, None)
-            self.parts.jobs.finish(conn, job, JobState.DONE, result)
-        if checkpoint is not None:
-            kernel.vault.delete(checkpoint)
-        return result
-
-    def cancel(self, job: Job, results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-        """Charge a cancelled job for the steps recorded in the ledger, and end it."""
-        del results
-        request = TrainRequest.model_validate(job.request)
-        kernel = self.parts.kernel
-        card = self.parts.datasets.card(request.dataset)
-        mechanism = request.plan.mechanism
-        steps = 0 if mechanism is None else kernel.budget.reservation(job.id).steps_done
-        checkpoint = self.parts.jobs.job(job.id).checkpoint
-        with self._closing(job, request, card, "cancel", {"steps_done": steps}) as (grant, conn):
-            if grant is not None and mechanism is not None:
-                if steps == 0:
-                    grant.abort(conn=conn)
-                else:
-                    grant.settle(mechanism.after(steps), conn=conn, details={"step": "settle"})
-            self.parts.jobs.set_checkpoint(conn, job, None)
-            self.parts.jobs.finish(conn, job, JobState.CANCELLED, {"steps": steps})
-        if checkpoint is not None:
-            kernel.vault.delete(checkpoint)
-        return {"steps": steps}
-
-    @contextmanager
-    def _closing(
-        self,
-        job: Job,
-        request: TrainRequest,
-        card: DatasetCard,
-        step: str,
-        details: Mapping[str, Any],
-    ) -> Iterator[tuple[Grant | None, Connection]]:
-        """Yield the grant of the job's charge, if any, and the transaction that ends the job."""
-        action, resource, context = act(request, card)
-        monitor = self.parts.kernel.monitor
-        facts = {"step": step, "job": job.id, **public(request), **details}
-        with ExitStack() as stack:
-            grant = None
-            if (cost := charge(request, card)) is not None:
-                grant = stack.enter_context(
-                    monitor.admit(
-                        self.who,
-                        action,
-                        resource,
-                        key=job.id,
-                        objects=(),
-                        charge=cost,
-                        context=context,
-                        details={"step": f"before {step}"},
-                    )
-                )
-            conn = stack.enter_context(
-                monitor.act(self.who, action, resource, details=facts, context=context)
-            )
-            yield grant, conn
-
     def _stopped(self, job: Job, steps: int) -> None:
         """Tell why a fit ended before its last step."""
         if self.parts.jobs.job(job.id).cancel_requested:
-            self.cancel(job, {})
+            training_acts.cancel(job, self.who, self.parts)
             raise JobCancelled(f"job {job.id} was cancelled after {steps} steps")
         raise JobInterrupted(
             f"job {job.id} stopped after step {steps}; nothing is lost",
@@ -245,48 +177,8 @@ class TrainingJob:
         return lost or self.parts.jobs.job(job_id).cancel_requested
 
 
-def _model_card(
-    job: Job,
-    request: TrainRequest,
-    card: DatasetCard,
-    fitted: Mapping[str, Any],
-    epsilon: float | None,
-) -> dict[str, Any]:
-    """Return what the registry keeps about a trained adapter."""
-    return {
-        "dataset": request.dataset,
-        "fingerprint": request.fingerprint,
-        "classification": str(card.classification),
-        "job": job.id,
-        "private": epsilon is not None,
-        "epsilon": epsilon,
-        "delta": request.delta,
-        "request": request.model_dump(mode="json"),
-        **{name: fitted[name] for name in ("steps", "randomness", "seconds", "dtype_path")},
-        "self_test": fitted["self_test"],
-    }
-
-
-def act(request: TrainRequest, card: DatasetCard) -> tuple[Action, Resource, dict[str, str]]:
-    """Return what policy is asked about a training: the action, the dataset and the purpose."""
-    private = request.noise_multiplier is not None
-    action = Action.TRAIN_PRIVATE if private else Action.TRAIN_WITHOUT_PRIVACY
-    return action, card.resource, {"purpose": request.purpose}
-
-
-def charge(request: TrainRequest, card: DatasetCard) -> Charge | None:
-    """Return what a training costs whom; None without privacy."""
-    mechanism = request.plan.mechanism
-    if mechanism is None:
-        return None
-    unit = PrivacyUnit(card.unit_column).column
-    return Charge(card.name, request.purpose, card.fingerprint, unit, mechanism)
-
-
-def public(request: TrainRequest) -> dict[str, Any]:
-    """Return the numbers of a request that its log records carry."""
-    names = ("model", "output", "steps", "batch", "clip", "noise_multiplier", "delta", "purpose")
-    return {name: getattr(request, name) for name in names if getattr(request, name) is not None}
+def _adapter(request: TrainRequest) -> lora.LoraConfig:
+    return lora.LoraConfig(request.rank, 2.0 * request.rank, last_layers=request.last_layers)
 
 
 def _performance(request: TrainRequest, kernel: Kernel, device: str) -> Performance:

@@ -9,17 +9,16 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, Field
 
 from llmos.data.datasets import DatasetCard
-from llmos.engines.dp.plan import AdamWSettings, DPPlan, GaussianClipping
 from llmos.errors import InvalidPrivacyParameter, ModelError, ModelExists
 from llmos.jobs.jobs import JobState
 from llmos.kernel import accounting
-from llmos.kernel.budget import PoolState
-from llmos.models.lora import LoraConfig
+from llmos.kernel.pools import Part, PoolState
 from llmos.models.registry import check_name
 from llmos.privacy import Neighboring, check_delta, check_epsilon
 from llmos.workflows.calibration import calibrate_noise
 from llmos.workflows.parts import Parts
 from llmos.workflows.prediction import Prediction, predict_seconds
+from llmos.workflows.training_request import TrainRequest
 
 _LARGEST_BATCH: Final = 512
 _UNITS_PER_BATCH: Final = 16
@@ -52,55 +51,6 @@ class TrainOptions(BaseModel):
     checkpoint_every_s: float = Field(30.0, ge=0, allow_inf_nan=False)
     # Tests only: the certificate then says "not for production".
     seed: int | None = Field(None, ge=0, lt=2**53)
-
-
-class TrainRequest(BaseModel):
-    """A job's complete description: the worker needs nothing else."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    dataset: str
-    fingerprint: str
-    model: str
-    output: str
-    purpose: str
-    epsilon: float | None  # what was asked for; the guarantee is derived from the mechanism
-    delta: float | None
-    units: int
-    batch: int
-    steps: int
-    clip: float
-    noise_multiplier: float | None  # None: training without privacy
-    learning_rate: float
-    rank: int
-    last_layers: int | None
-    max_tokens: int
-    max_records_per_unit: int
-    microbatch_tokens: int | None
-    checkpoint_every_s: float
-    seed: int | None
-
-    @property
-    def plan(self) -> DPPlan:
-        """Return the engine's plan, from which sampler, noise and mechanism derive."""
-        privacy = (
-            None
-            if self.noise_multiplier is None
-            else GaussianClipping(clip_norm=self.clip, noise_multiplier=self.noise_multiplier)
-        )
-        return DPPlan(
-            units=self.units,
-            expected_batch_units=float(self.batch),
-            steps=self.steps,
-            privacy=privacy,
-            max_records_per_unit=self.max_records_per_unit,
-            optimizer=AdamWSettings(learning_rate=self.learning_rate),
-        )
-
-    @property
-    def lora(self) -> LoraConfig:
-        """Return the shape of the adapter."""
-        return LoraConfig(rank=self.rank, alpha=2.0 * self.rank, last_layers=self.last_layers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +148,8 @@ def make_plan(options: TrainOptions, parts: Parts) -> TrainPlan:
         )
     output = options.output or f"{card.name}-{'private' if options.private else 'nonprivate'}"
     _refuse_taken(parts, output)
-    pools = kernel.budget.charged(card.name, options.purpose)
+    part = Part(options.purpose, parts.who.tenant)
+    pools = kernel.budget.charged(card.name, part)
     batch = options.batch or _default_batch(card.units_left, private=options.private)
     steps = options.steps or max(1, math.ceil(options.epochs * card.units_left / batch))
     delta = options.delta if options.delta is not None else pools[0].delta
@@ -224,6 +175,7 @@ def make_plan(options: TrainOptions, parts: Parts) -> TrainPlan:
                 "seed",
             }
         ),
+        tenant=part.tenant,
         fingerprint=card.fingerprint,
         output=output,
         epsilon=options.epsilon if options.private else None,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from llmos.data.datasets import DatasetCard
-from llmos.engines.dp.trainer import StepReport
 from llmos.kernel import accounting
 from llmos.privacy import Classification
-from llmos.workflows.training_plan import TrainRequest
+from llmos.workflows.training_request import TrainRequest
+
+if TYPE_CHECKING:
+    from llmos.engines.dp.trainer import StepReport
 
 _EPSILON_POINTS: Final = 8
 

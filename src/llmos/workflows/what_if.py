@@ -7,6 +7,7 @@ from typing import Any
 
 from llmos.errors import InvalidPrivacyParameter
 from llmos.kernel import accounting
+from llmos.kernel.pools import Part
 from llmos.privacy import PoissonSampledGaussian, check_delta, check_epsilon
 from llmos.workflows.budget_advice import feasible
 from llmos.workflows.calibration import calibrate_noise
@@ -57,12 +58,14 @@ def run(
 ) -> WhatIf:
     """Price a training by its epsilon or by its noise multiplier, whichever is given.
 
+    It is priced for the tenant of whoever asks.
+
     Raises:
         UnknownDataset: there is none of this name.
         InvalidPrivacyParameter: both or neither is given, or a number is out of range.
     """
     card, budget = parts.datasets.card(dataset), parts.kernel.budget
-    pools = budget.charged(dataset, purpose)
+    pools = budget.charged(dataset, Part(purpose, parts.who.tenant))
     delta = pools[0].delta if delta is None else check_delta(delta)
     if not 1 <= batch <= card.units_left:
         raise InvalidPrivacyParameter("batch", batch, f"from 1 to the {card.units_left} units")

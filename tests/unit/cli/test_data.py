@@ -35,7 +35,7 @@ BUDGET = ["--epsilon", "8", "--delta", "1e-5"]
         (GOOD, [*TERMS, *BUDGET, "--derived-from", "nobody"], 7, "no dataset 'nobody'"),
         (GOOD, [*TERMS, *BUDGET, "--purpose-epsilon", "research=1"], 7, "no purpose"),
         (GOOD, [*TERMS, *BUDGET, "--purpose-epsilon", "training=9"], 6, "at most 8"),
-        (GOOD, [*TERMS, *BUDGET, "--purpose-epsilon", "training"], 2, "is not PURPOSE=EPSILON"),
+        (GOOD, [*TERMS, *BUDGET, "--purpose-epsilon", "training"], 2, "is not NAME=EPSILON"),
         (GOOD, [*TERMS, *BUDGET, "--name", "notes"], 7, "already"),
         (GOOD, [*TERMS, *BUDGET, "--name", "../x"], 7, "cannot be a dataset name"),
         (GOOD, [*TERMS, *BUDGET, "--holdout", "1"], 7, "held-out"),
@@ -119,3 +119,24 @@ def test_jobs_on_derived_data_are_charged_to_every_pool(typed: Type, tmp_path: P
         "--batch", "24", "--plan",
     ).out  # fmt: skip
     assert all(f"of {pool}'s" in plan for pool in charged)
+
+
+def test_a_dataset_is_split_into_blocks(typed: Type, tmp_path: Path) -> None:
+    path = write_notes(tmp_path / "clinic.jsonl", units=40)
+    parts = ["--tenant-epsilon", "ward=4", "--tenant-epsilon", "ward/training=1"]
+    typed("data", "import", str(path), *TERMS, *BUDGET, *parts)
+    said = typed("data", "split", "clinic", "--blocks", "2")
+    assert said.status == 0
+    assert "clinic-2" in said.out
+    assert said.out.endswith("Each has the budget of clinic: llmos budget ls\n")
+    first, second = typed("data", "split", "clinic", "--blocks", "2", "--json").value
+    assert first["block"] == {"of": "clinic", "number": 1, "blocks": 2}
+    assert (
+        first["units"] + second["units"] == typed("data", "show", "clinic", "--json").value["units"]
+    )
+    pools = {pool["pool"]: pool for pool in typed("budget", "ls", "--json").value}
+    of_blocks = {f"clinic-{n}{part}" for n in (1, 2) for part in ("", "@ward", "/training@ward")}
+    assert of_blocks <= set(pools)
+    assert pools["clinic-1/training@ward"]["epsilon"] == 1
+    assert "McSherry" in typed("budget", "explain", "clinic-1").out
+    assert typed("data", "split", "clinic", "--blocks", "3").status == 6

@@ -45,7 +45,8 @@ def answer(monkeypatch: pytest.MonkeyPatch, *answers: str) -> list[str]:
 def test_the_roles_are_those_of_the_kernel(typed: Type) -> None:
     for number, role in enumerate(Role):
         made = typed("user", "add", f"u{number}", "--role", str(role), "--json").value
-        assert made == {"name": f"u{number}", "kind": "person", "roles": [str(role)]}
+        facts = {"name": f"u{number}", "kind": "person", "roles": [str(role)], "tenant": None}
+        assert made == facts
     assert typed("user", "add", "x", "--role", "king").status == 2
 
 
@@ -130,3 +131,14 @@ def test_codes_of_an_app_are_asked_for(
     assert typed(*login, "--code").status == 4
     assert typed("user", "totp", ada, "--remove", "--json").value == {"name": ada, "codes": False}
     assert typed(*login, "--json").value["token"]
+
+
+def test_a_user_has_a_tenant(typed: Type) -> None:
+    assert typed("user", "add", "ada", "--role", "engineer", "--tenant", "ward").status == 0
+    assert typed("user", "add", "eve", "--role", "engineer", "--tenant", "No Name").status == 7
+    rows = {row["name"]: row["tenant"] for row in typed("user", "ls", "--json").value}
+    assert rows == {"admin": None, "ada": "ward"}
+    assert typed("user", "tenant", "ada", "lab").out == "ada: tenant lab\n"
+    assert "lab" in typed("user", "ls").out
+    assert typed("user", "tenant", "ada", "--json").value == {"name": "ada", "tenant": None}
+    assert typed("user", "tenant", "nobody", "lab").status != 0

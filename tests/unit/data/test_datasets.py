@@ -32,6 +32,7 @@ from llmos.kernel import schema
 from llmos.kernel.identity import Principal, Role
 from llmos.kernel.kernel import Kernel
 from llmos.kernel.policy import Action
+from llmos.kernel.pools import Part
 from llmos.privacy import Classification, PrivacyLoss, PrivacyUnit
 
 MARKER = "zanzibarite"  # a word that stands nowhere but in the records
@@ -373,7 +374,7 @@ def test_terms_that_cannot_be_kept(changes: dict[str, Any]) -> None:
 def test_a_purpose_may_have_a_part_of_the_budget(
     kernel: Kernel, datasets: Datasets, steward: Principal
 ) -> None:
-    terms = replace(TERMS, purpose_epsilons={"coding": 2.0})
+    terms = replace(TERMS, part_epsilons={Part("coding"): 2.0})
     import_pairs(datasets, steward, terms=terms)
     pools = [(p.id, p.purpose, p.epsilon, p.delta) for p in kernel.budget.pools()]
     assert pools == [("ward-7", None, 8.0, 1e-6), ("ward-7/coding", "coding", 2.0, 1e-6)]
@@ -381,10 +382,10 @@ def test_a_purpose_may_have_a_part_of_the_budget(
 
 def test_a_part_is_of_a_known_purpose_and_no_more_than_the_whole() -> None:
     with pytest.raises(DataError, match="no purpose"):
-        replace(TERMS, purpose_epsilons={"research": 2.0})
+        replace(TERMS, part_epsilons={Part("research"): 2.0})
     for epsilon in (8.1, float("nan")):
-        with pytest.raises(InvalidPrivacyParameter, match="epsilon of coding"):
-            replace(TERMS, purpose_epsilons={"coding": epsilon})
+        with pytest.raises(InvalidPrivacyParameter, match="epsilon of ward-7/coding"):
+            replace(TERMS, part_epsilons={Part("coding"): epsilon})
 
 
 def test_derived_data_know_their_parents(
@@ -395,7 +396,7 @@ def test_derived_data_know_their_parents(
     card = import_pairs(datasets, steward, terms=heir)
     assert card == datasets.card("heir")
     assert card.parents == ("ward-7",)
-    assert [pool.id for pool in kernel.budget.charged("heir", "coding")] == ["heir", "ward-7"]
+    assert [pool.id for pool in kernel.budget.charged("heir", Part("coding"))] == ["heir", "ward-7"]
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from llmos.errors import (
 )
 from llmos.kernel import accounting, caps, schema
 from llmos.kernel.budget import Balance, Budget, PoolState, Reservation, ReservationState
+from llmos.kernel.pools import Part
 from llmos.kernel.store import Store
 from llmos.privacy import Mechanism, Neighboring, PoissonSampledGaussian, PrivacyLoss, PrivacyUnit
 
@@ -42,13 +43,15 @@ TOTAL = PrivacyLoss(3.0, 1e-6, UNIT)
 JOB = PoissonSampledGaussian(0.05, 4.0, 200)  # 11 of these fit
 
 
-def add_dataset(store: Store, name: str = DATA, *, parents: Sequence[str] = ()) -> None:
+def add_dataset(
+    store: Store, name: str = DATA, *, parents: Sequence[str] = (), block_of: str | None = None
+) -> None:
     with store.transaction() as conn:
         conn.execute(
             insert(schema.datasets).values(
                 name=name, classification="sensitive", purposes="[]", unit_column="patient_id",
                 object_id="o", fingerprint=PRINT, card="{}", created_at="",
-                parents=json.dumps(list(parents)),
+                parents=json.dumps(list(parents)), block_of=block_of,
             )
         )  # fmt: skip
 
@@ -59,9 +62,10 @@ def make_pool(
     *,
     dataset: str = DATA,
     purpose: str | None = None,
+    tenant: str | None = None,
 ) -> PoolState:
     with store.transaction() as conn:
-        return caps.create_pool(conn, dataset, PRINT, total, purpose=purpose)
+        return caps.create_pool(conn, dataset, PRINT, total, Part(purpose, tenant))
 
 
 def raise_cap(store: Store, epsilon: float, *, pool: str = DATA) -> PoolState:
@@ -76,10 +80,11 @@ def reserve(
     *,
     dataset: str = DATA,
     purpose: str = "training",
+    tenant: str | None = None,
 ) -> Reservation:
     with store.transaction() as conn:
         return Budget(store).reserve(
-            conn, key, dataset, PRINT, UNIT.column, mechanism, purpose=purpose
+            conn, key, dataset, PRINT, UNIT.column, mechanism, part=Part(purpose, tenant)
         )
 
 
@@ -160,7 +165,7 @@ def test_reserve_holds_the_whole_mechanism(store: Store, budget: Budget) -> None
     held = reserve(store, "job")
     pool = budget.pool(DATA)
     assert held == Reservation(
-        "job", DATA, "training", JOB, {DATA: pool.held}, 0, ReservationState.HELD
+        "job", DATA, "training", None, JOB, {DATA: pool.held}, 0, ReservationState.HELD
     )
     assert held == budget.reservation("job")
     assert held.cost == budget.cost(DATA, JOB)
@@ -190,7 +195,7 @@ def test_other_data_and_other_units_are_not_charged_here(
     store: Store, budget: Budget, fingerprint: str, unit: str, why: str
 ) -> None:
     with pytest.raises(UnaccountableMechanism, match=f"for the {why}"), store.transaction() as conn:
-        budget.reserve(conn, "job", DATA, fingerprint, unit, JOB, purpose="training")
+        budget.reserve(conn, "job", DATA, fingerprint, unit, JOB, part=Part("training"))
     assert budget.pool(DATA).held == 0
 
 
@@ -209,6 +214,7 @@ def test_commit_spends_what_was_run_and_frees_the_rest(store: Store, budget: Bud
         id="job",
         dataset=DATA,
         purpose="training",
+        tenant=None,
         mechanism=JOB.after(50),
         costs={DATA: held.cost // 4},
         steps_done=50,
@@ -291,7 +297,7 @@ def test_without_noise_nothing_is_affordable(store: Store, budget: Budget) -> No
 
 
 def test_precompute_leaves_the_pool_alone(budget: Budget) -> None:
-    budget.precompute(DATA, "training", JOB)
+    budget.precompute(DATA, Part("training"), JOB)
     assert budget.recompute(DATA) == budget.pool(DATA).balance
 
 
@@ -329,6 +335,7 @@ from pathlib import Path
 from llmos.errors import BudgetExceeded
 from llmos.kernel import schema
 from llmos.kernel.budget import Budget
+from llmos.kernel.pools import Part
 from tests.databases import open_store
 from llmos.privacy import PoissonSampledGaussian
 store = open_store(Path(sys.argv[1]), schema.KERNEL, busy_timeout_s=600)
@@ -339,7 +346,7 @@ for number in range(12):
     try:
         with store.transaction() as conn:
             budget.reserve(
-                conn, key, "patients", "f" * 64, "patient_id", job, purpose="training"
+                conn, key, "patients", "f" * 64, "patient_id", job, part=Part("training")
             )
     except BudgetExceeded:
         refused += 1
@@ -357,8 +364,8 @@ print(admitted, refused)
 def test_every_pool_of_a_charge_pays_or_none(store: Store, budget: Budget) -> None:
     part = make_pool(store, PrivacyLoss(1.0, 1e-6, UNIT), purpose="training")
     assert part.id == f"{DATA}/training"
-    assert [pool.id for pool in budget.charged(DATA, "training")] == [DATA, part.id]
-    assert [pool.id for pool in budget.charged(DATA, "research")] == [DATA]
+    assert [pool.id for pool in budget.charged(DATA, Part("training"))] == [DATA, part.id]
+    assert [pool.id for pool in budget.charged(DATA, Part("research"))] == [DATA]
     held = reserve(store, "job", JOB.after(10))
     assert held.costs == {pool: budget.cost(pool, JOB.after(10)) for pool in (DATA, part.id)}
     before = budget.pools()
@@ -373,12 +380,68 @@ def test_every_pool_of_a_charge_pays_or_none(store: Store, budget: Budget) -> No
     assert all(budget.recompute(pool.id) == pool.balance for pool in budget.pools())
 
 
+def test_a_tenant_has_a_part_of_the_whole_and_of_a_purpose(store: Store, budget: Budget) -> None:
+    small = PrivacyLoss(1.0, 1e-6, UNIT)
+    ward = make_pool(store, small, tenant="ward")
+    both = make_pool(store, small, purpose="training", tenant="ward")
+    assert (ward.id, both.id) == (f"{DATA}@ward", f"{DATA}/training@ward")
+    charged = {
+        who: {pool.id for pool in budget.charged(DATA, Part(*who))}
+        for who in (("training", "ward"), ("care", "ward"), ("training", "lab"), ("training", None))
+    }
+    assert charged == {
+        ("training", "ward"): {DATA, ward.id, both.id},
+        ("care", "ward"): {DATA, ward.id},
+        ("training", "lab"): {DATA},
+        ("training", None): {DATA},
+    }
+    held = reserve(store, "job", JOB.after(10), tenant="ward")
+    assert (held.tenant, set(held.costs)) == ("ward", {DATA, ward.id, both.id})
+    with pytest.raises(BudgetExceeded, match=f"{both.id} cannot pay"):
+        reserve(store, "big", JOB.after(400), tenant="ward")
+    reserve(store, "big", JOB.after(400), tenant="lab")  # the whole can
+    abort(store, "job")
+    assert (budget.pool(ward.id).held, budget.pool(both.id).held) == (0, 0)
+
+
+def test_jobs_on_two_blocks_do_not_add_up_and_one_on_the_whole_is_in_each(
+    store: Store, budget: Budget
+) -> None:
+    add_dataset(store, "ancestor")
+    make_pool(store, dataset="ancestor")
+    add_dataset(store, "whole", parents=["ancestor"])
+    make_pool(store, dataset="whole")
+    for name in ("whole-1", "whole-2"):
+        add_dataset(store, name, parents=["ancestor"], block_of="whole")
+        make_pool(store, dataset=name)
+    part = make_pool(store, dataset="whole-2", purpose="training")
+    add_dataset(store, "heir", parents=["whole-2"])
+    make_pool(store, dataset="heir")
+
+    def charged(name: str) -> list[str]:
+        return [pool.id for pool in budget.charged(name, Part("training"))]
+
+    assert charged("whole-1") == ["whole-1", "ancestor"]  # of which it is no proven block
+    assert charged("whole-2") == ["whole-2", "ancestor", part.id]
+    assert charged("heir") == ["heir", "ancestor", "whole-2", part.id]
+    assert charged("whole") == ["whole", "ancestor", "whole-1", "whole-2", part.id]
+    reserve(store, "first", JOB.after(5), dataset="whole-1")
+    held = reserve(store, "second", JOB.after(7), dataset="whole-2")
+    reserve(store, "all", JOB.after(9), dataset="whole")
+    step = budget.cost("whole", JOB.after(1))
+    steps = {"whole": 9, "whole-1": 5 + 9, "whole-2": 7 + 9, "ancestor": 5 + 7 + 9}
+    assert {name: budget.pool(name).held for name in steps} == {
+        name: pytest.approx(count * step, abs=3) for name, count in steps.items()
+    }
+    assert budget.pool(part.id).held >= held.costs[part.id] > 0
+
+
 def test_derived_data_are_charged_to_all_their_ancestors(store: Store, budget: Budget) -> None:
     for name, parents in (("left", [DATA]), ("right", [DATA]), ("joined", ["left", "right"])):
         add_dataset(store, name, parents=parents)
         make_pool(store, dataset=name)
     part = make_pool(store, PrivacyLoss(1.0, 1e-6, UNIT), dataset="left", purpose="training")
-    charged = [pool.id for pool in budget.charged("joined", "training")]
+    charged = [pool.id for pool in budget.charged("joined", Part("training"))]
     assert charged == ["joined", "left", part.id, DATA, "right"]
     held = reserve(store, "job", JOB.after(3), dataset="joined")
     assert set(held.costs) == set(charged)
@@ -443,18 +506,28 @@ def test_processes_together_never_overspend(store: Store, budget: Budget, tmp_pa
 class LedgerMachine(RuleBasedStateMachine):
     """The ledger against a model of a few lines: a dict of reservations.
 
-    Jobs for research are charged to the dataset's pool, those for training to a part of it too.
+    A dataset has two blocks; some jobs are on one of them, or for a purpose, or of a tenant.
     """
+
+    datasets = (DATA, f"{DATA}-1", f"{DATA}-2")
 
     @initialize()
     def make(self) -> None:
         self.folder = TemporaryDirectory()
         self.store = open_store(Path(self.folder.name) / "kernel.db", schema.KERNEL)
-        add_dataset(self.store)
-        whole = make_pool(self.store, PrivacyLoss(1.0, 1e-6, UNIT))
-        part = make_pool(self.store, PrivacyLoss(0.5, 1e-6, UNIT), purpose="training")
+        whole, half = PrivacyLoss(1.0, 1e-6, UNIT), PrivacyLoss(0.5, 1e-6, UNIT)
+        pools = []
+        for name in self.datasets:
+            add_dataset(self.store, name, block_of=None if name == DATA else DATA)
+            pools.append(make_pool(self.store, whole, dataset=name))
+        pools.append(make_pool(self.store, half, purpose="training"))
+        pools.append(make_pool(self.store, half, tenant="ward"))
+        pools.append(
+            make_pool(self.store, half, dataset=f"{DATA}-1", purpose="care", tenant="ward")
+        )
+        self.pools = {pool.id: pool for pool in pools}
         self.budget = Budget(self.store)
-        self.caps = {whole.id: whole.cap, part.id: part.cap}
+        self.caps = {pool.id: pool.cap for pool in pools}
         self.epsilon = whole.epsilon
         self.step_costs = {pool: self.budget.cost(pool, JOB.after(1)) for pool in self.caps}
         self.names = (f"job-{number}" for number in count())
@@ -473,20 +546,33 @@ class LedgerMachine(RuleBasedStateMachine):
         else:
             assert legal
 
-    @rule(steps=st.integers(0, 400), purpose=st.sampled_from(["training", "research"]))
-    def reserve(self, steps: int, purpose: str) -> None:
+    @rule(
+        steps=st.integers(0, 400),
+        dataset=st.sampled_from(datasets),
+        purpose=st.sampled_from(["training", "care"]),
+        tenant=st.sampled_from([None, "ward", "lab"]),
+    )
+    def reserve(self, steps: int, dataset: str, purpose: str, tenant: str | None) -> None:
         key = next(self.names)
-        pools = [pool for pool in self.caps if pool in (DATA, f"{DATA}/{purpose}")]
+        touched = self.datasets if dataset == DATA else (dataset,)
+        pools = [
+            pool.id
+            for pool in self.pools.values()
+            if pool.dataset in touched
+            and pool.purpose in (None, purpose)
+            and pool.tenant in (None, tenant)
+        ]
+        whose = {"dataset": dataset, "purpose": purpose, "tenant": tenant}
         legal = all(
             self.total(pool, "held") + self.total(pool, "committed") + steps * self.step_costs[pool]
             <= self.caps[pool]
             for pool in pools
         )
-        self.attempt(legal, reserve, key, JOB.after(steps), purpose=purpose)
+        self.attempt(legal, reserve, key, JOB.after(steps), **whose)
         if legal:
             self.model[key] = {
                 "state": "held", "cost": steps, "reserved": steps, "done": 0,
-                "purpose": purpose, "pools": pools,
+                "whose": whose, "pools": pools,
             }  # fmt: skip
 
     @rule(factor=st.sampled_from([0.9, 1.0, 1.2]))
@@ -502,7 +588,7 @@ class LedgerMachine(RuleBasedStateMachine):
         key = data.draw(st.sampled_from(sorted(self.model)))
         job = self.model[key]
         legal = steps == job["reserved"]
-        self.attempt(legal, reserve, key, JOB.after(steps), purpose=job["purpose"])
+        self.attempt(legal, reserve, key, JOB.after(steps), **job["whose"])
 
     @precondition(lambda self: self.model)
     @rule(data=st.data(), steps=st.integers(0, 400))
@@ -538,9 +624,10 @@ class LedgerMachine(RuleBasedStateMachine):
         for pool, cap in self.caps.items():
             expected = Balance(cap, self.total(pool, "committed"), self.total(pool, "held"))
             assert self.budget.pool(pool).balance == self.budget.recompute(pool) == expected
-        assert {r.id: (str(r.state), r.steps_done) for r in self.budget.reservations(DATA)} == {
-            key: (job["state"], job["done"]) for key, job in self.model.items()
-        }
+        for pool in self.caps:
+            found = {r.id: (str(r.state), r.steps_done) for r in self.budget.reservations(pool)}
+            jobs = {key: job for key, job in self.model.items() if pool in job["pools"]}
+            assert found == {key: (job["state"], job["done"]) for key, job in jobs.items()}
 
     def teardown(self) -> None:
         self.store.close()

@@ -26,6 +26,7 @@ from llmos.kernel.budget import Budget, ReservationState
 from llmos.kernel.identity import Principal, Role
 from llmos.kernel.monitor import Charge, Grant, Monitor
 from llmos.kernel.policy import DEFAULTS, Action, Policy, Resource
+from llmos.kernel.pools import Part
 from llmos.kernel.store import Store
 from llmos.privacy import PoissonSampledGaussian, PrivacyLoss, PrivacyUnit
 
@@ -39,7 +40,7 @@ AUDITOR = Principal("p2", "ada", frozenset({Role.AUDITOR}))
 ADMIN = Principal("p3", "root", frozenset({Role.ADMINISTRATOR}))
 PRINT = "f" * 64
 JOB = PoissonSampledGaussian(0.05, 4.0, 200)
-CHARGE = Charge("patients", "training", PRINT, "patient_id", JOB)
+CHARGE = Charge("patients", Part("training"), PRINT, "patient_id", JOB)
 TRAINING = {"purpose": "training"}
 
 
@@ -358,8 +359,8 @@ def test_admission_without_a_charge_has_no_steps(home: Home) -> None:
 
 
 def test_what_the_ledger_refuses_is_recorded_and_opens_nothing(home: Home) -> None:
-    too_much = Charge("patients", "training", PRINT, "patient_id", JOB.after(200 * 12))
-    other_data = Charge("patients", "training", "0" * 64, "patient_id", JOB)
+    too_much = Charge("patients", Part("training"), PRINT, "patient_id", JOB.after(200 * 12))
+    other_data = Charge("patients", Part("training"), "0" * 64, "patient_id", JOB)
     for charge, error in ((too_much, BudgetExceeded), (other_data, UnaccountableMechanism)):
         with pytest.raises(error), home.admit(charge=charge):
             raise AssertionError("admitted")
@@ -392,6 +393,7 @@ from llmos.kernel.budget import Budget
 from llmos.kernel.identity import Principal, Role
 from llmos.kernel.monitor import Charge, Monitor
 from llmos.kernel.policy import DEFAULTS, Action, Policy, Resource
+from llmos.kernel.pools import Part
 from tests.databases import open_store
 from llmos.privacy import PoissonSampledGaussian
 store = open_store(Path(sys.argv[1]), schema.KERNEL)
@@ -401,7 +403,8 @@ data = Resource("Dataset", "patients", {"classification": "sensitive", "purposes
 job = PoissonSampledGaussian(0.05, 4.0, 200)
 with monitor.admit(
     Principal("p1", "erin", frozenset({Role.ENGINEER})), Action.TRAIN_PRIVATE, data,
-    key="job-1", objects="a", charge=Charge("patients", "training", "f" * 64, "patient_id", job),
+    key="job-1", objects="a",
+    charge=Charge("patients", Part("training"), "f" * 64, "patient_id", job),
     context={"purpose": "training"},
 ) as grant:
     grant.progress(30)

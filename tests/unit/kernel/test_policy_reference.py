@@ -26,8 +26,9 @@ OF_MODELS = {Action.CHAT, Action.EXPORT_MODEL, Action.MEASURE}
 RIGHTS: dict[Role, set[Action]] = {
     Role.ADMINISTRATOR: set(Action),
     Role.STEWARD: {
-        Action.IMPORT_DATA, Action.READ_DATA, Action.MANAGE_BUDGET, Action.APPROVE, Action.MEASURE,
-        Action.REPORT, Action.READ_LOG, Action.LOGIN,
+        Action.IMPORT_DATA, Action.READ_DATA, Action.ERASE_DATA, Action.MANAGE_BUDGET,
+        Action.APPROVE, Action.MANAGE_PARTIES, Action.ADMIT_PARTIES, Action.MEASURE, Action.REPORT,
+        Action.READ_LOG, Action.LOGIN,
     },
     Role.ENGINEER: {
         *ON_DATA, Action.PLAN, Action.MEASURE, Action.REPORT, Action.PULL_MODEL, Action.CHAT,
@@ -115,6 +116,7 @@ PRINCIPALS = st.builds(
     actions=st.none() | st.frozensets(st.sampled_from([str(a) for a in Action])),
     purpose=st.none() | st.sampled_from(["training", "research"]),
     kind=st.sampled_from(Kind),
+    tenant=st.none() | NAMES,
 )
 RESOURCES = st.builds(Resource, st.sampled_from(["Home", "Dataset", "Model"]), NAMES, ATTRIBUTES)
 CONTEXTS = st.fixed_dictionaries(

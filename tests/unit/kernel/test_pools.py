@@ -32,7 +32,7 @@ def test_a_mechanism_is_its_text(mechanism: Mechanism, other: Mechanism) -> None
 
 def test_shares_of_a_pool_add_up() -> None:
     total = PrivacyLoss(3.0, 1e-6, PrivacyUnit("patient_id"))
-    pool = PoolState("d", "d", None, total, "f", 8.0, cap=1000, spent=100, held=250)
+    pool = PoolState("d", "d", None, None, total, "f", 8.0, cap=1000, spent=100, held=250)
     assert pool.remaining == 650
     assert (pool.spent_share, pool.held_share, pool.remaining_share) == (0.1, 0.25, 0.65)
     assert (pool.epsilon, pool.delta) == (3.0, 1e-6)
@@ -41,12 +41,13 @@ def test_shares_of_a_pool_add_up() -> None:
 @pytest.mark.parametrize("state", ReservationState)
 def test_a_reservation_is_plain_json(state: ReservationState) -> None:
     reservation = Reservation(
-        "job", "d", "training", PoissonSampledGaussian(0.1, 1.5, 7), {"d": 12}, 3, state
+        "job", "d", "training", "ward", PoissonSampledGaussian(0.1, 1.5, 7), {"d": 12}, 3, state
     )
     assert json.loads(json.dumps(reservation.to_dict())) == {
         "id": "job",
         "dataset": "d",
         "purpose": "training",
+        "tenant": "ward",
         "mechanism": {
             "schema": "llmos.mechanism/v1",
             "type": "poisson-sampled-gaussian",

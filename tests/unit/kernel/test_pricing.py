@@ -16,6 +16,7 @@ POOL = PoolState(
     id="patients",
     dataset="patients",
     purpose=None,
+    tenant=None,
     total=PrivacyLoss(3.0, 1e-6, PrivacyUnit("patient_id")),
     fingerprint="f",
     renyi_order=ORDER,

@@ -460,10 +460,12 @@ def test_checkpoint_says_when_a_reader_is_in_the_way(tmp_path: Path) -> None:
 def test_events_of_the_budget_are_append_only(store: Store) -> None:
     with store.transaction() as conn:
         conn.exec_driver_sql(
-            "INSERT INTO datasets VALUES ('d', 'sensitive', '[]', 'id', '', '', '{}', '', '[]')"
+            "INSERT INTO datasets VALUES "
+            "('d', 'sensitive', '[]', 'id', '', '', '{}', '', '[]', NULL)"
         )
         conn.exec_driver_sql(
-            "INSERT INTO budget_pools VALUES ('d', 'd', NULL, '', '', '', 'id', '', '', 9, 0, 0)"
+            "INSERT INTO budget_pools VALUES "
+            "('d', 'd', NULL, '', '', '', 'id', '', '', 9, 0, 0, NULL)"
         )
         conn.exec_driver_sql(
             "INSERT INTO budget_events VALUES (1, 'd', 'reserve', 'r', '', 0, 1, 0, '')"

@@ -17,7 +17,8 @@ from tests.unit.models.test_conversion import write_gguf
 
 from llmos.errors import HashMismatch, ModelError, ModelExists, NetworkError, UnknownModel
 from llmos.models import hub
-from llmos.models.loading import LoadedModel, digest, load_base
+from llmos.models.folders import digest
+from llmos.models.loading import LoadedModel, load_base
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CARD = "---\nlanguage: en\nlicense: mit\n---\n# Tiny\nlicense: other\n"

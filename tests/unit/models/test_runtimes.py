@@ -14,8 +14,9 @@ from llmos.errors import HashMismatch, PermissionDenied
 from llmos.kernel import schema
 from llmos.kernel.store import Store
 from llmos.kernel.vault import Vault
+from llmos.models.folders import digest
 from llmos.models.generation import Runtime, Sampling
-from llmos.models.loading import digest, load_base
+from llmos.models.loading import load_base
 from llmos.models.lora import LoraConfig, attach, to_peft
 from llmos.models.registry import ModelEntry, Registry
 from llmos.models.runtimes import Runtimes

@@ -8,13 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.homes import hire, last_records, log_size
+from tests.homes import (
+    TRAINING,
+    UNITS,
+    checked_books,
+    hire,
+    last_records,
+    log_size,
+    write_notes,
+)
 
 from llmos.accounts import totp
 from llmos.errors import (
     ApprovalConflict,
     AuthenticationError,
+    BudgetExceeded,
     ConfigError,
+    DataError,
     PermissionDenied,
     RequestError,
     UnknownKey,
@@ -22,6 +32,7 @@ from llmos.errors import (
     UnknownPrincipal,
 )
 from llmos.system import System
+from llmos.workflows import books
 
 PASSWORD = "correct horse battery"
 
@@ -41,7 +52,8 @@ def test_people_and_services_are_listed_with_how_they_log_in(system: System) -> 
     system.access.add_user("ada", ["auditor", "developer"])
     system.access.add_user("robot", ["site"], kind="service")
     assert line(system, "ada") == {
-        "name": "ada", "kind": "person", "roles": ["auditor", "developer"], "login": "no",
+        "name": "ada", "kind": "person", "roles": ["auditor", "developer"], "tenant": None,
+        "login": "no",
     }  # fmt: skip
     assert (line(system, "robot")["kind"], line(system, "robot")["login"]) == ("service", "no")
     system.people.set_password("ada", PASSWORD)
@@ -51,6 +63,56 @@ def test_people_and_services_are_listed_with_how_they_log_in(system: System) -> 
     assert line(system, "ada")["login"] == "password and code"
     system.people.set_codes("ada", None, "")
     assert line(system, "ada")["login"] == "password"
+
+
+def test_a_persons_jobs_count_for_their_tenant(system: System, home: Path, tmp_path: Path) -> None:
+    system.import_data(
+        write_notes(tmp_path / "clinic.jsonl"), unit="patient_id", text="text",
+        epsilon=8, delta=1e-5, holdout=0, tenant_epsilons={"ward": 2},
+    )  # fmt: skip
+    job = TRAINING | {"dataset": "clinic"}
+    ada = hire(home, "ada", "engineer", tmp_path)
+    system.people.set_tenant("ada", "ward")
+    assert (line(system, "ada")["tenant"], last_records(system, 1)[0]["details"]["tenant"]) == (
+        "ward",
+        "ward",
+    )
+    with ada.at_work() as theirs:
+        assert theirs.who.tenant == "ward"
+        priced = theirs.budgets.what_if(
+            "clinic", epsilon=3.0, batch=UNITS, steps=8, purpose="training"
+        )
+        admitted = {pool.pool: pool.admitted for pool in priced.pools}
+        assert admitted == {"clinic": True, "clinic@ward": False}
+        with pytest.raises(BudgetExceeded, match="clinic@ward cannot pay"):
+            theirs.submit(theirs.plan(**job))
+        small = theirs.submit(theirs.plan(**job | {"epsilon": 1.0}))
+    pools = {pool.id: pool.held for pool in system.kernel.budget.pools()}
+    assert pools["clinic"] > 0
+    assert pools["clinic@ward"] > 0
+    system.people.set_tenant("ada", None)  # the job stays what it was planned as
+    assert line(system, "ada")["tenant"] is None
+    assert system.kernel.budget.reservation(small).tenant == "ward"
+    system.jobs.cancel(small)
+    assert not any(pool.held for pool in system.kernel.budget.pools())
+    system.submit(system.plan(**job))  # of no tenant: the whole can pay
+    checked_books(system)
+    books.check(system.kernel, system.parts.jobs)
+
+
+def test_a_tenant_is_named_as_datasets_are(system: System) -> None:
+    before = log_size(system)
+    for name in ("", "Ward 7", "a/b", "x" * 64):
+        with pytest.raises(DataError, match="cannot be a tenant"):
+            system.access.add_user("eve", ["engineer"], tenant=name)
+        with pytest.raises(DataError, match="cannot be a tenant"):
+            system.people.set_tenant("admin", name)
+    with pytest.raises(UnknownPrincipal):
+        system.people.set_tenant("nobody", "ward")
+    assert [row["name"] for row in system.people.overview()] == ["admin"]
+    assert (line(system, "admin")["tenant"], log_size(system)) == (None, before + 9)  # failures
+    assert system.access.add_user("eve", ["engineer"], tenant="ward").tenant == "ward"
+    assert line(system, "eve")["tenant"] == "ward"
 
 
 def test_roles_change_and_are_recorded(system: System) -> None:

@@ -18,8 +18,8 @@ from llmos.errors import (
     PermissionDenied,
     UnknownModel,
 )
+from llmos.models.folders import digest
 from llmos.models.hub import WHEEL_MODELS
-from llmos.models.loading import digest
 from llmos.system import System
 from llmos.workflows import pull
 from llmos.workflows.pull import PullRequest, default_name

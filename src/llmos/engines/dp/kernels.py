@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn.functional import linear, silu
 
-from llmos.models.loading import emulates_bfloat16
+from llmos.models.devices import emulates_bfloat16
 from llmos.models.lora import LoRALinear, plain_product
 
 Context = Any  # autograd's own context object has no useful type

@@ -10,7 +10,7 @@ from torch.autograd import gradcheck
 
 from llmos.engines.dp import kernels
 from llmos.engines.dp.kernels import Fusion, Scratch, apply, product_dtype
-from llmos.models.loading import emulates_bfloat16
+from llmos.models.devices import emulates_bfloat16
 
 IDS = torch.tensor([[5, 8, 13, 21, 34]])
 
