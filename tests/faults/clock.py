@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from tests.faults.acts import MECHANISM, Stage
 from tests.homes import checked_books, close
+from tests.parties import Met, Pki, meet
 
 import llmos
 from llmos.crypto import merkle
@@ -33,6 +34,7 @@ from llmos.errors import (
 )
 from llmos.jobs.jobs import JobState
 from llmos.kernel.store import now
+from llmos.parties.tls import client_context, server_context
 from llmos.system import System
 from llmos.transparency.audit_paths import consistency_proof
 from llmos.transparency.cosignatures import verify_cosignature
@@ -41,6 +43,8 @@ from llmos.workflows.witness import Witness
 TODAY: Final = "2027-03-01 12:00:00"
 YESTERDAY: Final = "2027-02-28 12:00:00"
 TOMORROW: Final = "2027-03-02 12:00:00"
+NEXT_WEEKS: Final = "2027-03-24 12:00:00"  # certificates live on, revocation lists do not
+NEXT_QUARTER: Final = "2027-05-01 12:00:00"
 LAST_YEAR: Final = "2026-03-01 12:00:00"
 LAST_CENTURY: Final = "1980-01-01 00:00:00"
 NEXT_CENTURY: Final = "2105-01-01 00:00:00"
@@ -210,7 +214,33 @@ def times_are_text_in_utc_that_sorts(system: System, clock: Clock) -> None:
     assert written[0] == "1980-01-01T00:00:00.000Z"
 
 
-# The place for certificates of parties (x509) that have expired, or are not valid yet.
+def a_party_is_refused_before_and_after_its_certificates_time(system: System, clock: Clock) -> None:
+    """Both ends refuse it, and everybody while the revocation list has run out."""
+    del system
+    made = datetime.now(UTC)
+    pki = Pki(at=made)
+    ward, lab = pki.credentials("ward", at=made), pki.credentials("lab", at=made)
+
+    def handshake(listed: datetime) -> Met:
+        anchor = pki.anchor(at=listed)
+        server = server_context(lambda: pki.terms(ward, "lab", anchor=anchor))
+        return meet(server, client_context(pki.terms(lab, "ward", anchor=anchor)))
+
+    for moment, listed_at in (
+        (TODAY, TODAY),
+        (YESTERDAY, YESTERDAY),
+        (NEXT_QUARTER, NEXT_QUARTER),
+        (NEXT_WEEKS, TODAY),
+        (NEXT_WEEKS, NEXT_WEEKS),
+        (TODAY, TODAY),
+    ):
+        clock(moment)
+        met = handshake(datetime.fromisoformat(listed_at).replace(tzinfo=UTC))
+        accepted = met.answer == b"welcome"
+        assert accepted is ((moment, listed_at) in {(TODAY, TODAY), (NEXT_WEEKS, NEXT_WEEKS)})
+        assert accepted is (met.client is None)
+
+
 CASES: Final = {
     case.__name__: case
     for case in (
@@ -225,6 +255,7 @@ CASES: Final = {
         an_approval_is_decided_once_whatever_the_clock_says,
         a_budget_is_never_filled_up_by_time,
         times_are_text_in_utc_that_sorts,
+        a_party_is_refused_before_and_after_its_certificates_time,
     )
 }
 

@@ -11,9 +11,11 @@ from sqlalchemy import Connection, delete, insert, select, update
 from llmos.accounts.tables import credentials, login_attempts
 from llmos.crypto import keys
 from llmos.errors import StorageError
-from llmos.kernel.store import timestamp
+from llmos.kernel.schema import api_keys
+from llmos.kernel.store import now, timestamp
 from llmos.kernel.vault import Vault
 
+LOGIN: Final = "login"  # the label of keys that a login gave
 FREE_FAILURES: Final = 5
 _FIRST_BAR: Final = timedelta(seconds=30)
 _LONGEST_BAR: Final = timedelta(hours=1)
@@ -59,6 +61,13 @@ def set_password(conn: Connection, principal_id: str, password_hash: str) -> Non
     if not changed.rowcount:
         row = {"principal_id": principal_id, "password_hash": password_hash, "totp_step": 0}
         conn.execute(insert(credentials).values(**row))
+
+
+def end_logins(conn: Connection, principal_id: str, *, but: str | None) -> int:
+    """Revoke the keys that a person's logins gave, all but one; return how many there were."""
+    own = (api_keys.c.principal_id == principal_id) & (api_keys.c.label == LOGIN)
+    valid = own & api_keys.c.revoked_at.is_(None) & api_keys.c.id.is_distinct_from(but)
+    return conn.execute(update(api_keys).where(valid).values(revoked_at=now())).rowcount
 
 
 def set_seed(

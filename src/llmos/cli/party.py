@@ -163,7 +163,8 @@ def revoke(session: Session, name: str, as_json: bool) -> None:
     if as_json:
         print_json({"revoked": name, "certificates": count})
         return
-    click.echo(f"{name} is revoked: {count} certificates are on the revocation list")
+    listed = "1 certificate is" if count == 1 else f"{count} certificates are"
+    click.echo(f"{name} is revoked: {listed} on the revocation list")
 
 
 @party.command()

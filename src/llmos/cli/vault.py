@@ -1,7 +1,8 @@
-"""`llmos vault`: show and rotate the vault's keys; change how the root key is kept."""
+"""`llmos vault`: show and rotate the vault's keys; change how the root key is kept; sweep."""
 
 from __future__ import annotations
 
+from datetime import timedelta
 from functools import cache
 
 import click
@@ -20,7 +21,7 @@ from llmos.cli.session import (
 
 @click.group()
 def vault() -> None:
-    """Show and rotate the vault's keys; change how the root key is kept."""
+    """Show and rotate the vault's keys; change how the root key is kept; sweep."""
 
 
 @vault.command()
@@ -55,6 +56,21 @@ def rotate(session: Session, as_json: bool) -> None:
     click.echo(
         f"tenant key version {done['version']}: {done['rewrapped']} keys wrapped and "
         f"verified, {done['retired']} older versions destroyed"
+    )
+
+
+@vault.command()
+@click.option("--older-than", type=float, default=24.0, show_default=True, help="Hours; 1 or more.")
+@json_option
+@with_session
+def sweep(session: Session, older_than: float, as_json: bool) -> None:
+    """Remove what crashes left behind: objects that nothing names, and files without a key."""
+    removed = session.system().vault.sweep(older_than=timedelta(hours=older_than))
+    if as_json:
+        print_json(removed)
+        return
+    click.echo(
+        f"removed: objects that nothing named {removed['objects']}, files {removed['files']}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The verbs on the keys of the vault."""
+"""The verbs on the vault: its keys, and what crashes left in it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from llmos.workflows.parts import Parts
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from llmos.crypto.root_keys import RootKeyProvider
     from llmos.kernel.root import Ask
 
@@ -29,6 +31,13 @@ class VaultVerbs:
         from llmos.workflows import vault
 
         vault.rekey(to, self.parts.who, self.parts, ask=ask)
+
+    def sweep(self, *, older_than: timedelta | None = None) -> dict[str, int]:
+        """Remove objects that nothing names and files without a key, left behind by crashes."""
+        from llmos.workflows import sweep
+
+        age = sweep.DEFAULT_AGE if older_than is None else older_than
+        return sweep.run(self.parts.who, self.parts, older_than=age)
 
     def versions(self) -> list[dict[str, Any]]:
         """Return a line for each version of a tenant's key, oldest first."""

@@ -57,7 +57,7 @@ def run(name: str, password: str, code: str, parts: Parts) -> IssuedKey:
     ) as conn:
         _use(conn, who, credential, step)
         credentials.end_attempts(conn, subject)
-        issued = kernel.identity.create_key(conn, who, "login", None, at + LIFETIME)
+        issued = kernel.identity.create_key(conn, who, credentials.LOGIN, None, at + LIFETIME)
         details["issued"] = issued.id
     return issued
 

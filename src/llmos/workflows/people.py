@@ -89,6 +89,8 @@ def set_password(
 ) -> None:
     """Give a person a new password; who changes their own shows the present one.
 
+    The keys of their logins end, but for the one that asks.
+
     Raises:
         RequestError: it is weak, or this is no person.
         AuthenticationError: `present` is wrong.
@@ -100,9 +102,10 @@ def set_password(
     action, context = _right(owner, who)
     if owner.id == who.id:
         login.prove(who, present, parts)
-    details = {"act": "password", "of": name}
+    details: dict[str, Any] = {"act": "password", "of": name}
     with kernel.monitor.act(who, action, kernel.home, details=details, context=context) as conn:
         credentials.set_password(conn, owner.id, password_hash)
+        details["ended_logins"] = credentials.end_logins(conn, owner.id, but=who.key_id)
         credentials.end_attempts(conn, owner.id)
 
 

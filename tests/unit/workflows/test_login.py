@@ -194,6 +194,27 @@ def test_a_key_file_is_for_its_owner_and_replaces_only_a_key(
     assert other.read_text() == "mine"
 
 
+def test_a_new_password_ends_the_other_logins_and_nothing_else(
+    home: Path, system: System, ada: str, tmp_path: Path
+) -> None:
+    here, there = (system.people.log_in(ada, PASSWORD) for _ in range(2))
+    made = system.access.create_key(user=ada, label="laptop")
+    file = tmp_path / "ada.key"
+    login.write_key(file, here)
+    with opened(home, api_key_file=file) as hers:
+        hers.people.set_password("ada", "another horse battery", present=PASSWORD)
+    (record,) = last_records(system, 1)
+    assert record["details"]["ended_logins"] == 1
+    authenticate = system.kernel.identity.authenticate
+    assert [authenticate(key.token).name for key in (here, made)] == ["ada", "ada"]
+    with pytest.raises(AuthenticationError):
+        authenticate(there.token)
+    system.people.set_password("ada", PASSWORD)  # by an administrator, whose key is not hers
+    with pytest.raises(AuthenticationError):
+        authenticate(here.token)
+    assert authenticate(made.token).name == "ada"
+
+
 def test_who_changes_their_own_password_shows_the_present_one(home: Path, tmp_path: Path) -> None:
     bob = hire(home, "bob", "steward", tmp_path)
     new = "another horse battery"
