@@ -70,7 +70,8 @@ def sweep(session: Session, older_than: float, as_json: bool) -> None:
         print_json(removed)
         return
     click.echo(
-        f"removed: objects that nothing named {removed['objects']}, files {removed['files']}"
+        f"removed: {removed['objects']} objects that nothing named, "
+        f"{removed['files']} files without a key"
     )
 
 

@@ -34,6 +34,21 @@ def last_entries(typed: Type, count: int) -> list[dict[str, object]]:
     return [entry for entry in shown if entry.get("action") == "manage-vault"]
 
 
+def test_a_sweep_says_what_it_removed(typed: Type, home: Path) -> None:
+    before = books(home)
+    said = typed("vault", "sweep")
+    assert said.status == 0
+    assert said.out == "removed: 0 objects that nothing named, 0 files without a key\n"
+    assert typed("vault", "sweep", "--older-than", "2", "--json").value == {
+        "objects": 0,
+        "files": 0,
+    }
+    refused = typed("vault", "sweep", "--older-than", "0.5")
+    assert "last hour" in refused.err
+    assert refused.status != 0
+    assert books(home) == before
+
+
 def test_a_rotation_is_shown_and_recorded(typed: Type, home: Path) -> None:
     before, plain = books(home), records(home)
     (first,) = typed("vault", "show", "--json").value
