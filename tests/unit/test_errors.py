@@ -15,6 +15,7 @@ from llmos.errors import (
     LlmosError,
     MalformedRecord,
     PermissionDenied,
+    StaleCheckpoint,
     StorageError,
     StorageFull,
 )
@@ -94,6 +95,12 @@ def test_a_malformed_record_is_found_by_file_and_line() -> None:
     assert (error.line, error.reason) == (7, "no unit")
     assert error.hint == "correct that line and import the file again"
     assert MalformedRecord("notes.csv", 7, "no unit", hint="name it").hint == "name it"
+
+
+def test_a_stale_checkpoint_says_what_was_seen_last() -> None:
+    error = StaleCheckpoint(7)
+    assert (error.size, error.http_status) == (7, 409)
+    assert "has 7 entries" in error.message
 
 
 @pytest.mark.parametrize("field", ["messages.0.content", None])

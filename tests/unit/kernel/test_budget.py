@@ -274,6 +274,7 @@ def test_abort_gives_back_only_before_the_first_step(store: Store, budget: Budge
     with pytest.raises(LedgerConflict, match="is aborted"):
         commit(store, "early", JOB.after(0))
     assert [r.id for r in budget.reservations(DATA)] == ["early", "late"]
+    assert budget.holders(DATA) == ("late",)
 
 
 def test_a_full_pool_refuses_and_says_who_holds_it(store: Store, budget: Budget) -> None:
