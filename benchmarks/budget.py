@@ -1,7 +1,11 @@
 """How many jobs one budget admits against adding epsilons, and whether it is ever overspent.
 
 Admission: jobs of one kind, one after another, until the pool refuses; against the number that
-fits when each job's own epsilon (PLD, the tightest there is for one job) and delta are added up.
+fits when each job's own epsilon and delta are added up. Those epsilons are by Renyi accounting, as
+training libraries print them (dp_accounting's, which TensorFlow Privacy uses), and by PLD, the
+tightest there is for one job. Beside them stands how many fit if all of them are planned in advance
+as one mechanism (PLD): no rule that lets later jobs depend on earlier results can admit more.
+`--operations 0` measures the admission only.
 Overspending: processes reserve, settle and abort at once on one pool that is too small for all of
 them, and every balance is compared with its events.
 """
@@ -17,8 +21,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import dp_accounting
+from dp_accounting import rdp
 from sqlalchemy import Connection, insert
 
 from databases import database, located
@@ -76,12 +85,39 @@ def admitted(folder: Path, epsilon: float, job: PoissonSampledGaussian) -> int:
     return count
 
 
-def added(epsilon: float, job: PoissonSampledGaussian) -> int:
-    """Count the jobs whose epsilons, at an equal share of delta each, add up to the cap at most."""
+def added(epsilon: float, epsilon_of: Callable[[float], float]) -> int:
+    """Count the jobs whose epsilons, at an equal share of delta each, add up to the cap at most.
+
+    Args:
+        epsilon: the cap.
+        epsilon_of: gives the epsilon of one job at a delta.
+    """
     count = 0
-    while (count + 1) * accounting.epsilon(job, DELTA / (count + 1)) <= epsilon:
+    while (count + 1) * epsilon_of(DELTA / (count + 1)) <= epsilon:
         count += 1
     return count
+
+
+def planned(epsilon: float, job: PoissonSampledGaussian) -> int:
+    """Count the jobs that fit as one mechanism that is planned in advance."""
+    fits, too_many = 0, MOST
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        together = replace(job, steps=job.steps * middle)
+        if accounting.epsilon(together, DELTA) <= epsilon:
+            fits = middle
+        else:
+            too_many = middle
+    return fits
+
+
+def renyi_epsilon(job: PoissonSampledGaussian, delta: float) -> float:
+    """Return a job's epsilon by Renyi accounting over many orders."""
+    gaussian = dp_accounting.GaussianDpEvent(job.noise_multiplier)
+    step = dp_accounting.PoissonSampledDpEvent(job.sampling_probability, gaussian)
+    accountant = rdp.RdpAccountant()
+    accountant.compose(step, job.steps)
+    return float(accountant.get_epsilon(delta))
 
 
 def hammer(place: Path | PostgreSQL, operations: int, name: str) -> None:
@@ -179,19 +215,38 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         print(
-            f"{'epsilon':>8}  {'job (q, sigma, steps)':24}{'admitted':>9}{'adding':>8}{'ratio':>8}"
+            f"{'epsilon':>8}  {'job (q, sigma, steps)':24}{'admitted':>9}"
+            f"{'adding RDP':>12}{'ratio':>8}{'adding PLD':>12}{'ratio':>8}{'planned':>9}"
         )
         for epsilon in EPSILONS if options.database_url is None else ():
             for job in JOBS:
-                ours, theirs = admitted(folder, epsilon, job), added(epsilon, job)
-                rows.append({"epsilon": epsilon, "admitted": ours, "adding_epsilons": theirs})
+                ours = admitted(folder, epsilon, job)
+                by_rdp = added(epsilon, partial(renyi_epsilon, job))
+                by_pld = added(epsilon, partial(accounting.epsilon, job))
+                at_most = planned(epsilon, job)
                 text = f"{job.sampling_probability}, {job.noise_multiplier}, {job.steps}"
-                ratio = f"{ours / theirs:8.1f}" if theirs else "       -"
-                print(f"{epsilon:8g}  {text:24}{ours:9}{theirs:8}{ratio}", flush=True)
+                rows.append(
+                    {
+                        "epsilon": epsilon,
+                        "job": text,
+                        "admitted": ours,
+                        "adding_renyi_epsilons": by_rdp,
+                        "adding_epsilons": by_pld,
+                        "planned_in_advance": at_most,
+                    }
+                )
+                ratios = [f"{ours / n:8.1f}" if n else "       -" for n in (by_rdp, by_pld)]
+                print(
+                    f"{epsilon:8g}  {text:24}{ours:9}{by_rdp:12}{ratios[0]}{by_pld:12}{ratios[1]}"
+                    f"{at_most:9}",
+                    flush=True,
+                )
         url = options.database_url
-        with database(folder, url) as place:
-            contended = overspend(folder, place, url, options.processes, options.operations)
-    print(json.dumps(contended))
+        contended = {}
+        if options.operations:
+            with database(folder, url) as place:
+                contended = overspend(folder, place, url, options.processes, options.operations)
+            print(json.dumps(contended))
     if options.json is not None:
         machine = {"cores": os.cpu_count(), "cpu": platform.processor() or platform.machine(),
                    "load_before": load_before, "load_after": os.getloadavg()[0]}  # fmt: skip

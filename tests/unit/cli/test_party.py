@@ -67,7 +67,7 @@ def test_a_partner_joins_by_token_and_is_revoked(
     assert "active" in shown.out
     assert hospital("party", "show", "nobody").status == 4
     revoked = hospital("party", "revoke", "clinic")
-    assert revoked.out == "clinic is revoked: 1 certificates are on the revocation list\n"
+    assert revoked.out == "clinic is revoked: 1 certificate is on the revocation list\n"
     assert "revoked" in hospital("party", "ls").out
     crl = hospital("party", "crl", "--out", str(tmp_path / "crl.pem"))
     assert crl.out == f"{tmp_path / 'crl.pem'}: revocation list\n"
