@@ -17,8 +17,9 @@ from sqlalchemy import Connection, func, insert, select
 from llmos.data.tables import erasure_receipts, erasures
 from llmos.errors import ApprovalConflict
 from llmos.kernel.keyring import KeyName, Keyring
-from llmos.kernel.schema import unit_keys
+from llmos.kernel.schema import approvals, unit_keys
 
+ACT: Final = "erase"  # of approvals
 _NAMES_IN_A_QUERY: Final = 500
 
 
@@ -85,6 +86,22 @@ def names(conn: Connection, object_id: str) -> frozenset[str]:
     """Return the units that were erased from a part of a dataset."""
     found = select(erasures.c.unit).where(erasures.c.object_id == object_id)
     return frozenset(conn.execute(found).scalars())
+
+
+def of_dataset(conn: Connection, dataset: str) -> frozenset[str]:
+    """Return the units that were erased from any part of a dataset."""
+    found = select(erasures.c.unit).where(erasures.c.dataset == dataset)
+    return frozenset(conn.execute(found).scalars())
+
+
+def waiting(conn: Connection, dataset: str) -> str | None:
+    """Return an approval to erase someone from a dataset that nobody has decided yet, if any."""
+    c = approvals.c
+    undecided = select(c.id, c.request).where((c.act == ACT) & (c.state == "open"))
+    for approval, request in conn.execute(undecided):
+        if any(unit["dataset"] == dataset for unit in json.loads(request)["units"]):
+            return str(approval)
+    return None
 
 
 def counts(conn: Connection) -> dict[str, int]:

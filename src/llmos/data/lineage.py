@@ -8,8 +8,9 @@ from typing import Final
 
 from sqlalchemy import Connection, select
 
+from llmos.data import erasures
 from llmos.data.terms import Block, DatasetTerms
-from llmos.errors import DataError, LedgerConflict, UnknownDataset
+from llmos.errors import ApprovalConflict, DataError, LedgerConflict, UnknownDataset
 from llmos.kernel.schema import budget_costs, budget_pools, datasets
 from llmos.privacy import Classification
 
@@ -62,9 +63,13 @@ def block_number(unit_name: str, blocks: int) -> int:
 def require_block(conn: Connection, block: Block, unit_names: Iterable[str]) -> None:
     """Refuse a block that may share a person with another one, or whose people lost something.
 
+    Nor may a block bring back who was erased from the whole while it was split, or is about to be:
+    an erasure lists the datasets when it is proposed.
+
     Raises:
         LedgerConflict: a job was charged to the whole before, or it has another number of blocks.
-        DataError: a unit is not of this block.
+        ApprovalConflict: an erasure from the whole waits for its decision.
+        DataError: a unit is not of this block, or was erased.
     """
     charged = select(budget_costs.c.pool).join(budget_pools).limit(1)
     if conn.execute(charged.where(budget_pools.c.dataset == block.of)).first() is not None:
@@ -79,5 +84,13 @@ def require_block(conn: Connection, block: Block, unit_names: Iterable[str]) -> 
                 f"{block.of} has been split already; {name} has another number of blocks",
                 hint="`llmos data ls` shows the blocks",
             )
-    if any(block_number(name, block.blocks) != block.number for name in unit_names):
+    if (approval := erasures.waiting(conn, block.of)) is not None:
+        raise ApprovalConflict(
+            f"{approval} is to erase someone from {block.of}; decide it first",
+            hint=f"llmos approval show {approval}",
+        )
+    units = frozenset(unit_names)
+    if units & erasures.of_dataset(conn, block.of):
+        raise DataError(f"someone was erased from {block.of} meanwhile", hint="split it again")
+    if any(block_number(name, block.blocks) != block.number for name in units):
         raise DataError(f"a unit is not of block {block.number} of {block.blocks} of {block.of}")

@@ -31,11 +31,12 @@ class ApprovalVerbs:
 
     def decide(self, approval_id: str, *, approve: bool) -> dict[str, Any]:
         """Approve or refuse what another person proposed; an erasure has a `receipt` then."""
-        from llmos.workflows import decide, erase, shred
+        from llmos.data import erasures
+        from llmos.workflows import decide, shred
 
         decided = decide.run(approval_id, self.parts.who, self.parts, approve=approve)
         facts = self._facts(decided)
-        if decided.act == erase.ACT and approve:
+        if decided.act == erasures.ACT and approve:
             reports = self._kernel.config.home / "reports"
             facts["receipt"] = str(shred.receipt_path(reports, approval_id))
         return facts

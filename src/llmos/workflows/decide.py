@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection
 
+from llmos.data import erasures
 from llmos.kernel.approvals import Approval
 from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action
@@ -18,7 +19,7 @@ from llmos.workflows.parts import Parts
 _ACTS: Final[Mapping[str, Callable[[Connection, Approval], None]]] = MappingProxyType(
     {
         raise_cap.ACT: raise_cap.perform,
-        erase.ACT: erase.perform,
+        erasures.ACT: erase.perform,
         change_policy.ACT: change_policy.perform,
         export.ACT: export.perform,
     }

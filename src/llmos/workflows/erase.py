@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy import Connection
 
@@ -17,8 +17,6 @@ from llmos.kernel.approvals import Approval
 from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action
 from llmos.workflows.parts import Parts
-
-ACT: Final = "erase"
 
 
 def run(
@@ -55,7 +53,7 @@ def run(
     details: dict[str, Any] = dict(request)
     kernel = parts.kernel
     with kernel.monitor.act(who, Action.ERASE_DATA, kernel.home, details=details) as conn:
-        asked = kernel.approvals.propose(conn, who, ACT, subject, request, reason)
+        asked = kernel.approvals.propose(conn, who, erasures.ACT, subject, request, reason)
         details |= {"approval": asked.id, "reason": reason}
     return asked
 

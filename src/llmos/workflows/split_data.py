@@ -32,6 +32,7 @@ def run(name: str, blocks: int, who: Principal, parts: Parts) -> tuple[DatasetCa
         UnknownDataset: there is none of this name.
         DataError: the number is out of range, or a block would have nobody to train on.
         DatasetExists: a block's name is taken by another dataset.
+        ApprovalConflict: an erasure from it waits for its decision.
         LedgerConflict: jobs were charged to it before, or it has another number of blocks.
         PermissionDenied: policy does not let `who` import such datasets.
     """

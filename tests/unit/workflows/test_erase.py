@@ -14,10 +14,14 @@ from tests.clinics import PERSON, erased, propose, read, units, write_clinic
 from tests.homes import Person, hire, last_records, log_size, opened
 
 import llmos
+from llmos.data.canaries import CanaryBook
+from llmos.data.lineage import block_number
 from llmos.data.records import Record, encode_record, fingerprint
+from llmos.data.terms import Block
 from llmos.errors import ApprovalConflict, DataError, PermissionDenied, UnknownDataset
 from llmos.kernel import schema
 from llmos.system import System
+from llmos.workflows import split_data
 
 
 @pytest.fixture
@@ -190,3 +194,46 @@ def test_datasets_of_the_first_release_are_read_and_refuse_to_erase(
         assert read(system, "clinic") == records
         assert PERSON not in units(read(system, "study"))
         assert log_size(system) > size
+
+
+def test_a_block_brings_nobody_back(home: Path, bob: Person) -> None:
+    """An erasure lists the datasets when it is proposed; a split makes new ones."""
+    asked = propose(home)
+    with opened(home) as system:
+        names = [card.name for card in system.datasets.cards()]
+        with pytest.raises(ApprovalConflict, match=asked):
+            system.data.split("clinic", blocks=2)
+        assert [card.name for card in system.datasets.cards()] == names
+    with bob.at_work() as system:
+        system.approvals.decide(asked, approve=True)
+        everybody = [record for record in read(system, "study") if record.unit != PERSON]
+        blocks = system.data.split("clinic", blocks=2)
+        found = [record for block in blocks for record in read(system, block.name)]
+        assert sorted(map(encode_record, found)) == sorted(map(encode_record, everybody))
+
+
+def test_who_was_erased_while_the_data_were_split_is_in_no_block(home: Path, bob: Person) -> None:
+    with opened(home) as system:
+        before = read(system, "clinic")  # as a split that began before
+        card = system.datasets.card("clinic")
+    erased(home, bob)
+    with opened(home) as system:
+        unit_name = system.kernel.vault.keyring.unit_name("clinic", PERSON)
+        block = Block("clinic", block_number(unit_name, 2), 2)
+        members = [
+            record
+            for record in before
+            if block_number(system.kernel.vault.keyring.unit_name("clinic", record.unit), 2)
+            == block.number
+        ]
+        assert PERSON in units(members)
+        with pytest.raises(DataError, match="was erased from clinic meanwhile"):
+            system.datasets.register(
+                system.who,
+                split_data._terms(card, block, system.parts),
+                members,
+                [],
+                format=card.format,
+                book=CanaryBook(bytes(32), ()),
+            )
+        assert not any(c.name.startswith("clinic-") for c in system.datasets.cards())
