@@ -261,6 +261,7 @@ def test_policy_decides_by_role(typed: Type) -> None:
         "name": "ada",
         "kind": "person",
         "roles": ["auditor"],
+        "tenant": None,
     }
     assert typed("user", "add", "ada", "--role", "auditor").status == 4
     denied = typed("policy", "test", "ada", "train-private", "--data", "notes", "--json")
