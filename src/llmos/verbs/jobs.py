@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from threading import Event
@@ -32,6 +32,8 @@ class JobVerbs:
         Raises:
             JobError: the job has ended, or it has failed: `retry` wants a reason.
         """
+        from llmos.workflows import train
+
         job = self.parts.jobs.job(job_id)
         if job.state is JobState.FAILED:
             raise JobError(
@@ -42,9 +44,13 @@ class JobVerbs:
             self._kernel.monitor.authorize(self.parts.who, Action.MANAGE_JOBS, self._kernel.home)
         show = on_step or (lambda _view: None)
         stop = interrupt or Event()
-        from llmos.workflows import training_job  # seconds: not before it is clear that it is run
 
-        return training_job.run(job_id, self.parts.who, self.parts, interrupt=stop, on_step=show)
+        def fit(job: Job, results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+            from llmos.workflows.training_job import TrainingJob  # loads the learning stack
+
+            return TrainingJob(self.parts.who, self.parts, stop, show).fit(job, results)
+
+        return train.run(job_id, fit, self.parts.who, self.parts, interrupt=stop)
 
     def retry(self, job_id: str, *, reason: str, on_step: OnStep | None = None) -> dict[str, Any]:
         """Put a failed job back into the queue, record why, and run it; see `resume`."""

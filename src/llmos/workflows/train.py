@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from threading import Event
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection
 
 from llmos.errors import BudgetExceeded, ConfigError, JobBusy
-from llmos.jobs.jobs import JobState
+from llmos.jobs.jobs import JobState, Step
 from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action
 from llmos.kernel.pools import Part
@@ -20,6 +22,7 @@ from llmos.privacy import mechanism_to_dict
 from llmos.workflows import training_acts
 from llmos.workflows.books import request_digest
 from llmos.workflows.budget_advice import with_advice
+from llmos.workflows.ctrl_c import stopped_by_ctrl_c
 from llmos.workflows.parts import Parts
 from llmos.workflows.training_request import TrainRequest
 
@@ -74,6 +77,29 @@ def _submit(plan: TrainPlan, who: Principal, parts: Parts) -> str:
             details["mechanism"] = mechanism_to_dict(mechanism)
             details["costs"] = {pool: str(cost) for pool, cost in reserved.costs.items()}
     return job_id
+
+
+def run(
+    job_id: str, fit: Step, who: Principal, parts: Parts, *, interrupt: Event
+) -> dict[str, Any]:
+    """Run a submitted job to its end, or go on with one that was cut off, and return its result.
+
+    Args:
+        job_id: the job.
+        fit: its first step, which computes; it is called under the job's lease.
+        who: who acts.
+        parts: of the home.
+        interrupt: set by Ctrl-C; the job then stops at a step boundary.
+
+    Raises:
+        JobBusy: another process runs it.
+        JobInterrupted, JobCancelled: it stopped at a step boundary because it was asked to.
+        StorageFull: a checkpoint could not be written; the one before it is still good.
+    """
+    publish = partial(training_acts.publish, who=who, parts=parts)
+    with stopped_by_ctrl_c(interrupt):
+        job = parts.jobs.run(job_id, {"fit": fit, "publish": publish})
+    return job.result or {}
 
 
 def retry(job_id: str, who: Principal, parts: Parts, *, reason: str) -> None:

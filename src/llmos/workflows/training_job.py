@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from threading import Event
 from typing import Any, Final
 
@@ -25,29 +24,11 @@ from llmos.models.encoding import encode
 from llmos.models.loading import load_base
 from llmos.workflows import checkpoints, training_acts
 from llmos.workflows.checkpoints import Checkpoints
-from llmos.workflows.ctrl_c import stopped_by_ctrl_c
 from llmos.workflows.parts import Parts
 from llmos.workflows.training_request import TrainRequest
 from llmos.workflows.training_view import OnStep, Viewer
 
 _CANCEL_POLL_S: Final = 1.0
-
-
-def run(
-    job_id: str, who: Principal, parts: Parts, *, interrupt: Event, on_step: OnStep
-) -> dict[str, Any]:
-    """Run a submitted job to its end, or go on with one that was cut off, and return its result.
-
-    Raises:
-        JobBusy: another process runs it.
-        JobInterrupted, JobCancelled: it stopped at a step boundary because it was asked to.
-        StorageFull: a checkpoint could not be written; the one before it is still good.
-    """
-    worker = TrainingJob(who, parts, interrupt, on_step)
-    publish = partial(training_acts.publish, who=who, parts=parts)
-    with stopped_by_ctrl_c(interrupt):
-        job = parts.jobs.run(job_id, {"fit": worker.fit, "publish": publish})
-    return job.result or {}
 
 
 @dataclass(slots=True)

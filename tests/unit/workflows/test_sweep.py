@@ -32,10 +32,8 @@ def test_only_what_nothing_names_goes(system: System) -> None:
     job = system.submit(system.plan(**TRAINING, checkpoint_every_s=0))
     interrupt = Event()
     with pytest.raises(Exception, match="stopped after step"):
-        training_job.run(
+        system.jobs.resume(
             job,
-            system.who,
-            system.parts,
             interrupt=interrupt,
             on_step=lambda view: interrupt.set() if view.step == 3 else None,
         )

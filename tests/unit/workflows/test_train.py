@@ -36,7 +36,6 @@ from llmos.kernel.policy import Action
 from llmos.models import lora
 from llmos.models.loading import load_base
 from llmos.system import System
-from llmos.workflows import training_job
 from llmos.workflows.training_view import StepView
 
 STEPS = TRAINING["steps"]
@@ -57,7 +56,7 @@ def interrupt_at(
             also()
             interrupt.set()
 
-    training_job.run(job_id, system.who, system.parts, interrupt=interrupt, on_step=on_step)
+    system.jobs.resume(job_id, interrupt=interrupt, on_step=on_step)
 
 
 def cost(system: System, job_id: str, steps: int) -> int:
@@ -279,10 +278,8 @@ def test_a_running_job_that_is_asked_to_stops_and_pays_for_its_steps(
     job_id = submit(system, steps=1000, checkpoint_every_s=1e6)
     with opened(home) as other, pytest.raises(JobCancelled) as caught:
         # The other one asks after step 2; the row is looked at once a second.
-        training_job.run(
+        system.jobs.resume(
             job_id,
-            system.who,
-            system.parts,
             interrupt=Event(),
             on_step=lambda view: None if view.step != 2 else _cancel(other, job_id),
         )
@@ -384,7 +381,7 @@ def test_checkpoints_are_charged_before_they_are_kept(system: System) -> None:
         done = system.kernel.budget.reservation(job_id).steps_done
         kept.append((done, checked_books(system)))
 
-    training_job.run(job_id, system.who, system.parts, interrupt=Event(), on_step=look)
+    system.jobs.resume(job_id, interrupt=Event(), on_step=look)
     assert [done for done, _ in kept] == list(range(STEPS))  # one step behind the view
     assert [len(books.objects) for _, books in kept] == [6] + [7] * (STEPS - 1)
 

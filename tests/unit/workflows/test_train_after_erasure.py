@@ -71,7 +71,7 @@ def run(system: System, job: str, at_step: int, act: Any) -> None:
             done.append(view.step)
             act()
 
-    training_job.run(job, system.who, system.parts, interrupt=Event(), on_step=on_step)
+    system.jobs.resume(job, interrupt=Event(), on_step=on_step)
 
 
 def interrupted_job(system: System, options: dict[str, Any], step: int) -> str:
@@ -83,7 +83,7 @@ def interrupted_job(system: System, options: dict[str, Any], step: int) -> str:
             interrupt.set()
 
     with pytest.raises(JobInterrupted):
-        training_job.run(job, system.who, system.parts, interrupt=interrupt, on_step=on_step)
+        system.jobs.resume(job, interrupt=interrupt, on_step=on_step)
     return job
 
 
@@ -145,7 +145,7 @@ def test_a_training_can_be_stopped_right_after_an_erasure(
                 interrupt.set()
 
         with pytest.raises(JobInterrupted, match="after step 3"):
-            training_job.run(job, system.who, system.parts, interrupt=interrupt, on_step=on_step)
+            system.jobs.resume(job, interrupt=interrupt, on_step=on_step)
         assert len(fits.units) == 1
 
 
