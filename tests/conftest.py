@@ -124,11 +124,11 @@ def database(request: pytest.FixtureRequest) -> Iterator[str]:
         yield name
 
 
-@pytest.fixture(autouse=True)
-def _sqlite_only(request: pytest.FixtureRequest, database: str) -> None:
-    """Skip what is about SQLite's file, for the reason that the test gives."""
-    marker = request.node.get_closest_marker("sqlite")
-    if marker is not None and database != SQLITE:
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is about SQLite's files before its fixtures, for the reason that it gives."""
+    marker, call = item.get_closest_marker("sqlite"), getattr(item, "callspec", None)
+    if marker is not None and call is not None and call.params.get("database") == POSTGRESQL:
         pytest.skip(f"SQLite only: {marker.args[0]}")
 
 

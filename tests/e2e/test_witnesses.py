@@ -67,6 +67,7 @@ def grow(site: Site, *names: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.sqlite("its file is put back")
 def test_two_homes_cosign_each_other_and_find_a_rollback(
     sites: tuple[Site, Site], tmp_path: Path
 ) -> None:

@@ -29,6 +29,8 @@ from llmos.kernel.schema import KERNEL, KEYS, object_keys
 from llmos.reports.verification import verify_bundle, verify_log_proof
 from llmos.transparency.cosignatures import cosign, verify_cosignature
 
+pytestmark = pytest.mark.sqlite("bits of its files")
+
 # What a job is doing now and the results of its steps until they are published (then the log has
 # them), and times at which something was written. A cosignature under another name is shown as
 # that of a former partner, unchecked. A key's last use is written by no act.

@@ -8,6 +8,8 @@ import pytest
 from tests.faults.disk import Fault
 from tests.faults.injection import FAULTS, Injector, injector
 
+pytestmark = pytest.mark.sqlite("the disk that fails is that of this process, not of a server")
+
 
 @pytest.fixture(scope="module", params=["ledger", "log"])
 def books(

@@ -18,6 +18,8 @@ from llmos.models.runtimes import Runtimes
 from llmos.system import System
 from llmos.workflows import chat
 
+pytestmark = pytest.mark.sqlite("its files lie on the full disk")
+
 QUESTION = {"model": "tiny", "messages": [{"role": "user", "content": "asthma?"}], "max_tokens": 2}
 
 

@@ -13,6 +13,8 @@ from tests.faults.state import Everything
 from llmos.jobs.jobs import JobState
 from llmos.system import System
 
+pytestmark = pytest.mark.sqlite("the disk that fails is that of this process, not of a server")
+
 
 def go_on(system: System, trial: Trial) -> None:
     """Look at the job as the fault left it, then run it to its end where it has not got there."""

@@ -20,6 +20,7 @@ import openai
 import pytest
 import torch
 from tests.conftest import ServedHome
+from tests.databases import STRICT
 
 from llmos.models.runtimes import Runtimes
 from llmos.server.app import build_app
@@ -382,7 +383,7 @@ def test_a_signal_ends_the_server_after_the_answers_under_way(
     home: Path = served_home.parts.kernel.config.home
     token = served_home.key(f"until-{number.name}", "developer")
     with subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", SERVE, str(home)],
+        [sys.executable, *STRICT, "-c", SERVE, str(home)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
