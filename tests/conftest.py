@@ -277,7 +277,7 @@ def home(prepared_home: Path, tmp_path: Path) -> Path:
 def clinic_home(prepared_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Add the datasets `clinic` and `study` of the same patients; only to be copied."""
     folder = tmp_path_factory.mktemp("clinic")
-    shutil.copytree(prepared_home, folder / "home")
+    copy_home(prepared_home, folder / "home")
     import_clinic(folder / "home", folder)
     return folder / "home"
 

@@ -185,6 +185,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         yield folder
 
 
+@pytest.mark.sqlite("its files lie on the full disk")
 def test_a_disk_without_any_room_stops_a_training_which_goes_on_afterwards(
     small_disk: Path, tiny_model_folder: Path
 ) -> None:

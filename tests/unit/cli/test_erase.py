@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import io
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tests.clinics import PERSON
+from tests.databases import copy_home
 from tests.unit.cli.conftest import Type
 
 
 @pytest.fixture
 def clinic(clinic_home: Path, tmp_path: Path, typing: Callable[[Path], Type]) -> Type:
-    shutil.copytree(clinic_home, tmp_path / "home")
+    copy_home(clinic_home, tmp_path / "home")
     return typing(tmp_path / "home")
 
 

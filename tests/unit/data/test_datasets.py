@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError as DatabaseRefusal
-from tests.databases import allow, open_store, refuse
+from tests.databases import allow, refuse
 
 from llmos.config import load
 from llmos.data.canaries import CanaryBook, make_canaries
@@ -99,8 +99,7 @@ def import_pairs(
 
 def traces(kernel: Kernel) -> dict[str, int]:
     """Count what an import could have left behind."""
-    keys = open_store(kernel.config.home / "keys.db", schema.KEYS)
-    with kernel.store.read() as conn, keys.read() as keys_conn:
+    with kernel.store.read() as conn, kernel.vault._store.read() as keys_conn:
         counts = {
             table.name: conn.execute(select(func.count()).select_from(table)).scalar_one()
             for table in (schema.datasets, schema.budget_pools)
@@ -108,7 +107,6 @@ def traces(kernel: Kernel) -> dict[str, int]:
         counts["object_keys"] = keys_conn.execute(
             select(func.count()).select_from(schema.object_keys)
         ).scalar_one()
-    keys.close()
     counts["files"] = sum(path.is_file() for path in kernel.config.home.glob("objects/**/*"))
     return counts
 

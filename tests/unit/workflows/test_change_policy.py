@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 
 import pytest
+from tests.databases import outside
 from tests.homes import Person, hire, last_records, log_size, opened, record_state
 
 from llmos.errors import ApprovalConflict, PermissionDenied, PolicyError
@@ -116,9 +115,9 @@ def test_policy_says_who_may_propose_policies(home: Path, draft: Path, bob: Pers
 
 
 def test_a_home_made_before_adopts_its_files_once_and_says_so(home: Path, draft: Path) -> None:
-    with closing(sqlite3.connect(home / "kernel.db")) as conn, conn:
-        conn.execute("DELETE FROM settings WHERE name = 'policy'")
-        conn.execute("DELETE FROM policy_versions")
+    with outside(home) as conn:
+        conn.exec_driver_sql("DELETE FROM settings WHERE name = 'policy'")
+        conn.exec_driver_sql("DELETE FROM policy_versions")
     record_state(home)
     with opened(home) as system:
         (record,) = last_records(system, 1)
@@ -132,8 +131,8 @@ def test_a_home_made_before_adopts_its_files_once_and_says_so(home: Path, draft:
 
 
 def test_a_home_made_before_does_not_open_with_wrong_files(home: Path, draft: Path) -> None:
-    with closing(sqlite3.connect(home / "kernel.db")) as conn, conn:
-        conn.execute("DELETE FROM settings WHERE name = 'policy'")
+    with outside(home) as conn:
+        conn.exec_driver_sql("DELETE FROM settings WHERE name = 'policy'")
     shutil.rmtree(draft)
     draft.mkdir()
     with pytest.raises(PolicyError, match="no"), opened(home):

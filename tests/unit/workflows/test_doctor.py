@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
+from tests.databases import outside
 from tests.homes import hire, opened, record_state
 
 from llmos.config import Config, load
@@ -36,11 +37,9 @@ def test_no_home_yet_is_no_fault(tmp_path: Path) -> None:
     assert str(tmp_path) in found["disk"].detail
 
 
-def execute(home: Path, statement: str, *values: str) -> None:
-    conn = sqlite3.connect(home / "kernel.db")
-    conn.execute(statement, values)
-    conn.commit()
-    conn.close()
+def execute(home: Path, statement: str, **values: str) -> None:
+    with outside(home) as conn:
+        conn.execute(text(statement), values)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +47,8 @@ def execute(home: Path, statement: str, *values: str) -> None:
     [
         ("UPDATE budget_pools SET spent = 1 WHERE dataset = 'ward'", "not as the last act left it"),
         (
-            "UPDATE log_entries SET data = (SELECT min(data) FROM log_entries) WHERE idx < 2",
+            "UPDATE log_entries SET data = (SELECT data FROM log_entries WHERE idx = 0) "
+            "WHERE idx < 2",
             "",
         ),
         ("DELETE FROM log_entries WHERE idx = 3", ""),
@@ -99,8 +99,13 @@ def test_drafts_that_differ_are_named(home: Path) -> None:
 def test_policies_that_the_log_does_not_know_of_are_a_fault(home: Path) -> None:
     other = Policy.parse({"all.cedar": "permit (principal, action, resource);"})
     files = json.dumps(dict(other.files))
-    execute(home, "INSERT INTO policy_versions VALUES (?, ?)", other.digest, files)
-    execute(home, "UPDATE settings SET value = ? WHERE name = 'policy'", other.digest)
+    execute(
+        home,
+        "INSERT INTO policy_versions VALUES (:digest, :files)",
+        digest=other.digest,
+        files=files,
+    )
+    execute(home, "UPDATE settings SET value = :digest WHERE name = 'policy'", digest=other.digest)
     record_state(home)
     found = findings(home)["policies"]
     assert (found.ok, "the log does not know" in found.detail) == (False, True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import rfc8785
 from sqlalchemy import delete, select, update
 from tests.clinics import PERSON, erased, propose, read, units, write_clinic
+from tests.databases import copy_home
 from tests.homes import Person, hire, last_records, log_size, opened
 
 import llmos
@@ -26,7 +26,7 @@ from llmos.workflows import split_data
 
 @pytest.fixture
 def home(clinic_home: Path, tmp_path: Path) -> Path:
-    shutil.copytree(clinic_home, tmp_path / "home")
+    copy_home(clinic_home, tmp_path / "home")
     return tmp_path / "home"
 
 

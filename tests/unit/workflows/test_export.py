@@ -5,9 +5,11 @@ from pathlib import Path
 
 import peft
 import pytest
+import rfc8785
 import torch
-from sqlalchemy import func, update
+from sqlalchemy import select, update
 from sqlalchemy.exc import DatabaseError
+from tests.databases import refuse
 from tests.homes import Person, checked_books, hire, last_records, log_size
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -87,10 +89,12 @@ def test_who_may_not_export_gets_no_file(measured: System, tmp_path: Path) -> No
 @pytest.fixture
 def leaky(measured: System) -> System:
     """Let `plain`, which was trained without privacy, have been trained on sensitive data."""
-    card = func.json_set(models.c.card, "$.classification", "sensitive")
+    this = models.c.name == "plain"
     act = measured.kernel.monitor.act(measured.who, Action.MANAGE_JOBS, measured.kernel.home)
     with act as conn:
-        conn.execute(update(models).where(models.c.name == "plain").values(card=card))
+        card = json.loads(conn.execute(select(models.c.card).where(this)).scalar_one())
+        changed = rfc8785.dumps(card | {"classification": "sensitive"}).decode()
+        conn.execute(update(models).where(this).values(card=changed))
     return measured
 
 
@@ -187,12 +191,13 @@ def test_an_export_whose_use_cannot_be_recorded_leaves_no_files(
         leaky.export("plain", tmp_path / "out", reason="agreed")
     approve(bob, leaky)
     with leaky.kernel.store.transaction() as conn:
-        conn.exec_driver_sql(
-            "CREATE TRIGGER full BEFORE INSERT ON log_entries"
-            " WHEN instr(NEW.data, CAST('\"done\"' AS BLOB))"
-            " AND instr(NEW.data, CAST('export-model' AS BLOB))"
-            " BEGIN SELECT RAISE(ABORT, 'no more'); END"
+        done, exported = (
+            f"instr(NEW.data, CAST('{word}' AS BLOB))"
+            if conn.dialect.name == "sqlite"
+            else f"position('{word}'::bytea IN NEW.data) > 0"
+            for word in ('"done"', "export-model")
         )
+        refuse(conn, "INSERT", "log_entries", when=f"{done} AND {exported}")
     with pytest.raises(DatabaseError, match="no more"):
         leaky.export("plain", tmp_path / "out")
     assert not (tmp_path / "out").exists()

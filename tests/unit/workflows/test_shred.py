@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, select, update
 from tests.clinics import PERSON, erased, propose, read, units
+from tests.databases import copy_home
 from tests.homes import Person, hire, last_records, log_size, opened
 
 import llmos
@@ -25,7 +25,7 @@ from llmos.system import System
 
 @pytest.fixture
 def home(clinic_home: Path, tmp_path: Path) -> Path:
-    shutil.copytree(clinic_home, tmp_path / "home")
+    copy_home(clinic_home, tmp_path / "home")
     return tmp_path / "home"
 
 
@@ -73,6 +73,7 @@ def test_two_people_erase_a_person_from_every_dataset(home: Path, bob: Person) -
     assert any("untrained" in sentence for sentence in receipt["not_done"])
 
 
+@pytest.mark.sqlite("its files")
 def test_the_key_is_nowhere_on_the_disk_and_neither_is_the_name(home: Path, bob: Person) -> None:
     with opened(home) as system:
         before = {name: wrapped_keys(system, name) for name in ("clinic", "study")}
@@ -176,6 +177,7 @@ def test_a_key_that_is_gone_without_an_erasure_is_never_skipped(home: Path) -> N
             read(system, "clinic")
 
 
+@pytest.mark.sqlite("its file is put back")
 def test_a_restored_backup_of_the_keys_brings_nobody_back(home: Path, bob: Person) -> None:
     backup = (home / "keys.db").read_bytes()
     decided = erased(home, bob, "clinic")
@@ -309,6 +311,7 @@ print(*stages)
 
 
 @pytest.mark.slow
+@pytest.mark.sqlite("its file is copied between the kills")
 def test_a_kill_at_any_moment_leaves_the_person_whole_or_erased_with_a_receipt(
     home: Path, bob: Person
 ) -> None:

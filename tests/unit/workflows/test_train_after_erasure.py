@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 from tests.clinics import PERSON, erased
+from tests.databases import copy_home
 from tests.homes import Person, checked_books, hire, last_records, opened
 
 from llmos.engines.dp import trainer
@@ -30,7 +30,7 @@ PRIVATE, PLAIN = {"epsilon": 3.0}, {"private": False}
 
 @pytest.fixture
 def home(clinic_home: Path, tmp_path: Path) -> Path:
-    shutil.copytree(clinic_home, tmp_path / "home")
+    copy_home(clinic_home, tmp_path / "home")
     return tmp_path / "home"
 
 
