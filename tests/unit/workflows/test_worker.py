@@ -136,6 +136,7 @@ def test_an_interrupted_job_is_gone_on_with_and_a_failed_one_is_not(queue: Queue
     assert queue.ran == [interrupted, failed, interrupted]
 
 
+@pytest.mark.sqlite("its lock file")
 def test_a_job_that_another_process_runs_is_left_to_it(queue: Queue) -> None:
     running, waiting = (queue.submit(queue.end) for _ in range(2))
     with lease.hold(queue.folder / "run", running):
@@ -145,6 +146,7 @@ def test_a_job_that_another_process_runs_is_left_to_it(queue: Queue) -> None:
     assert queue.ran == [waiting, running]
 
 
+@pytest.mark.sqlite("its lock file")
 def test_a_job_that_another_process_takes_first_is_no_news(queue: Queue) -> None:
     def end(job: Job, _results: Mapping[str, Any]) -> dict[str, Any]:
         queue.end(job)
