@@ -6,13 +6,14 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from llmos.data import erasures
 from llmos.data.datasets import DatasetCard
 from llmos.data.erasures import ErasedUnit
 from llmos.data.importers import normalized_unit
 from llmos.errors import ApprovalConflict, DataError
+from llmos.kernel import schema
 from llmos.kernel.approvals import Approval
 from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action
@@ -35,24 +36,28 @@ def run(
         reason: kept in the log for ever, so it may not name the person.
         who: who proposes it.
         parts: the home.
-        datasets: where to erase; none: every dataset that holds the person.
+        datasets: where to erase, with their blocks; none: every dataset that holds the person.
         column: only datasets whose unit column has this name.
 
     Raises:
         UnknownDataset: there is none of a name.
         DataError: nobody is named, the reason names the person, no dataset holds them, unit columns
             of several names do, or a dataset is too old to erase from.
-        ApprovalConflict: there is no reason, or the person was erased before.
+        ApprovalConflict: there is no reason, the person was erased before, or a dataset was made
+            while this looked for the person.
         PermissionDenied: policy does not let `who` erase from one of these datasets.
     """
     unit = normalized_unit(unit)
     _check_texts(unit, reason)
+    known = {card.name for card in parts.datasets.cards()}
     found = _find(unit, _cards(datasets, column, who, parts), parts)
     request = {"units": [erased.to_dict() for erased in found]}
     subject = f"one person from {', '.join(sorted({erased.dataset for erased in found}))}"
     details: dict[str, Any] = dict(request)
     kernel = parts.kernel
     with kernel.monitor.act(who, Action.ERASE_DATA, kernel.home, details=details) as conn:
+        if set(conn.execute(select(schema.datasets.c.name)).scalars()) != known:
+            raise ApprovalConflict("a dataset was made just now", hint="propose it again")
         asked = kernel.approvals.propose(conn, who, erasures.ACT, subject, request, reason)
         details |= {"approval": asked.id, "reason": reason}
     return asked
@@ -83,7 +88,10 @@ def _cards(
 ) -> list[DatasetCard]:
     """Return the datasets to look in; whoever may not erase from one learns nothing about it."""
     catalogue = parts.datasets
-    cards = [catalogue.card(name) for name in datasets] or list(catalogue.cards())
+    cards = [catalogue.card(name) for name in datasets]
+    for card in cards:  # also over those that are added: a block may be split again
+        cards += [c for c in catalogue.cards() if c.block is not None and c.block.of == card.name]
+    cards = list({card.name: card for card in cards}.values()) or list(catalogue.cards())
     cards = [card for card in cards if column in (None, card.unit_column)]
     for card in cards:
         parts.kernel.monitor.authorize(who, Action.ERASE_DATA, card.resource)

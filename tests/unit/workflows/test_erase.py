@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import rfc8785
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, event, select, update
 from tests.clinics import PERSON, erased, propose, read, units, write_clinic
 from tests.databases import copy_home
 from tests.homes import Person, hire, last_records, log_size, opened
@@ -237,3 +237,40 @@ def test_who_was_erased_while_the_data_were_split_is_in_no_block(home: Path, bob
                 book=CanaryBook(bytes(32), ()),
             )
         assert not any(c.name.startswith("clinic-") for c in system.datasets.cards())
+
+
+def test_to_erase_from_the_whole_is_to_erase_from_its_blocks(home: Path, bob: Person) -> None:
+    with opened(home) as system:
+        system.data.split("clinic", blocks=2)
+        blocks = [c.name for c in system.datasets.cards() if c.name.startswith("clinic-")]
+        (of_person,) = [name for name in blocks if PERSON in _held(system, name)]
+    asked = erased(home, bob, "clinic")
+    assert {unit["dataset"] for unit in asked["request"]["units"]} == {"clinic", of_person}
+    with opened(home) as system:
+        assert not any(PERSON in _held(system, name) for name in ("clinic", *blocks))
+        assert PERSON in _held(system, "study")  # which was not named
+
+
+def _held(system: System, dataset: str) -> set[str]:
+    return units(read(system, dataset))
+
+
+def test_a_dataset_that_is_made_while_the_person_is_looked_for(
+    home: Path, system: System, tmp_path: Path
+) -> None:
+    """The proposal would not list it; it is refused, and nothing of it is left."""
+    engine = system.kernel.vault.keyring.store._engine
+
+    def imports(*_: object) -> None:
+        with opened(home) as other:
+            other.import_data(
+                write_clinic(tmp_path / "late.jsonl"), unit="patient_id", text="text",
+                epsilon=8, delta=1e-5, holdout=0,
+            )  # fmt: skip
+
+    before = system.approvals.overview()
+    event.listen(engine, "before_cursor_execute", imports, once=True)
+    with pytest.raises(ApprovalConflict, match="made just now"):
+        system.data.erase(PERSON, reason="request 17")
+    assert system.approvals.overview() == before
+    assert system.data.erase(PERSON, reason="request 17")["subject"].endswith("clinic, late, study")
