@@ -64,7 +64,10 @@ def rotate(session: Session, as_json: bool) -> None:
 @json_option
 @with_session
 def sweep(session: Session, older_than: float, as_json: bool) -> None:
-    """Remove what crashes left behind: objects that nothing names, and files without a key."""
+    """Remove what crashes left behind: objects that nothing names, and files without a key.
+
+    Not after kernel.db was restored from a backup: what it does not know of yet would go for good.
+    """
     removed = session.system().vault.sweep(older_than=timedelta(hours=older_than))
     if as_json:
         print_json(removed)

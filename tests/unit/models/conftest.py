@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import shutil
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +20,17 @@ MakeWheel = Callable[[str, Mapping[str, bytes]], tuple[str, Path]]
 @pytest.fixture(scope="session")
 def tiny(tiny_model_folder: Path) -> LoadedModel:
     return load_base(tiny_model_folder, torch.device("cpu"))
+
+
+@pytest.fixture
+def folder(tiny_model_folder: Path, tmp_path: Path) -> Path:
+    """Return a copy of the tiny model to break."""
+    return Path(shutil.copytree(tiny_model_folder, tmp_path / "tiny"))
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 @pytest.fixture

@@ -6,22 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.unit.models.conftest import edit_config
 
 from llmos.errors import ModelError
 from llmos.models.folders import check_folder, digest, model_files
 from llmos.models.loading import load_base
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def folder(tiny_model_folder: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_model_folder, tmp_path / "tiny"))
-
-
-def edit_config(folder: Path, **changes: object) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def test_the_digest_follows_names_and_contents_only(folder: Path, tmp_path: Path) -> None:

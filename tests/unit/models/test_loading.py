@@ -1,28 +1,17 @@
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.unit.models.conftest import edit_config
 
 from llmos.errors import ModelError
 from llmos.models.devices import compute_dtype
 from llmos.models.loading import load_base
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def folder(tiny_model_folder: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_model_folder, tmp_path / "tiny"))
-
-
-def edit_config(folder: Path, **changes: object) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def test_a_model_is_loaded_frozen_and_quietly(
