@@ -7,7 +7,9 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from llmos.system import System
 
 UNITS = 24
+ENDLESS: Final = 50_000  # steps: more than any machine takes while a test looks on
 CLI = str(Path(sys.executable).with_name("llmos"))
 # All units are drawn in every step: their mechanism is the quickest to account for.
 TRAINING: Final[dict[str, Any]] = {
@@ -129,6 +132,14 @@ def process_environment() -> dict[str, str]:
         if name == "LLMOS_DATABASE_URL" or not name.startswith("LLMOS_")
     }
     return inherited | {"LLMOS_DEVICE": "cpu", "LLMOS_THREADS": "1", "OMP_NUM_THREADS": "1"}
+
+
+def until(condition: Callable[[], bool], *, deadline_s: float = 60.0) -> None:
+    """Look again and again until a condition holds."""
+    end = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < end, "this did not happen in time"
+        threading.Event().wait(0.02)
 
 
 def wait_for_step(process: subprocess.Popen[str], step: int) -> str:

@@ -21,6 +21,7 @@ import pytest
 import torch
 from tests.conftest import ServedHome
 from tests.databases import STRICT
+from tests.homes import until
 
 from llmos.models.runtimes import Runtimes
 from llmos.server.app import build_app
@@ -77,13 +78,6 @@ def connect(url: str) -> Iterator[Connect]:
 @pytest.fixture
 def client(connect: Connect, token: str) -> openai.OpenAI:
     return connect(token)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, "this did not happen in time"
-        threading.Event().wait(0.02)
 
 
 # Models
@@ -343,25 +337,25 @@ def test_a_client_that_leaves_stops_its_answer(
 
 def test_beyond_the_limit_requests_are_told_to_come_again(served_home: ServedHome) -> None:
     token = served_home.key("busy", "developer")
-    before = len(served_home.records("chat"))
+    body = json.dumps({"model": "tiny", "messages": QUESTION, "max_tokens": 1}).encode()
     with serving(served_home, max_concurrent_requests=1) as url:
-        body = {"model": "tiny", "messages": QUESTION, "stream": True}
-        with httpx.stream(
-            "POST",
-            f"{url}/v1/chat/completions",
-            json=body,
-            headers={"Authorization": f"Bearer {token}"},
-            timeout=DEADLINE_S,
-        ) as first:
-            assert first.status_code == 200
-            second = post(url, token, json=body)
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=DEADLINE_S) as first:
+            head = (
+                f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nExpect: 100-continue\r\n"
+                f"Authorization: Bearer {token}\r\nContent-Length: {len(body)}\r\n\r\n"
+            )
+            first.sendall(head.encode())
+            assert first.recv(1024).startswith(b"HTTP/1.1 100 ")  # its body is being waited for
+            second = post(url, token, content=body)
             assert second.status_code == 429
             assert second.headers["retry-after"] == "1"
             assert second.json()["error"]["code"] == "rate_limit_exceeded"
             listing = httpx.get(f"{url}/v1/models", headers={"Authorization": f"Bearer {token}"})
             assert listing.status_code == 200
-        until(lambda: len(served_home.records("chat")) == before + 2)
-        until(lambda: post(url, token, json={**body, "max_tokens": 1}).status_code == 200)
+            first.sendall(body)
+            assert first.recv(15) == b"HTTP/1.1 200 OK"
+        until(lambda: post(url, token, content=body).status_code == 200)
 
 
 # The process

@@ -11,6 +11,7 @@ import httpx
 import pytest
 from tests.disks import fill, mounted
 from tests.homes import (
+    ENDLESS,
     TRAINING,
     UNITS,
     books,
@@ -19,6 +20,7 @@ from tests.homes import (
     opened,
     running,
     training,
+    until,
     wait_for_step,
     write_notes,
 )
@@ -118,27 +120,30 @@ def test_ctrl_c_stops_at_a_step_boundary_and_says_how_to_go_on(home: Path) -> No
 
 
 def test_while_a_training_runs_others_use_the_home_and_one_cancels_it(home: Path) -> None:
-    with training(home, "--steps", "2000", "--checkpoint-every", "0.5") as process:
-        wait_for_step(process, 200)
-        with opened(home) as system:
-            job_id = only_job(system)
-            with pytest.raises(JobBusy, match=job_id):
-                system.jobs.resume(job_id)
-            assert system.jobs.facts(job_id)["state"] == "running"
-            token = system.access.create_key(label="meanwhile", models=("tiny",)).token
-            answer = ask(home, token)
-            assert answer["usage"]["completion_tokens"] == 2
-            assert process.poll() is None
-            assert system.jobs.cancel(job_id) is JobState.RUNNING
-            _, said = process.communicate(timeout=60)
-            assert process.returncode == 11
-            assert f"job {job_id} was cancelled after" in said
-            reservation = system.kernel.budget.reservation(job_id)
-            assert reservation.state == "committed"
-            assert 0 < reservation.steps_done < 2000
-            order = system.kernel.budget.pool("notes").renyi_order
-            run = reservation.mechanism.after(reservation.steps_done)
-            assert reservation.cost == pricing.cost(run, order)
+    with (
+        training(home, "--steps", str(ENDLESS), "--checkpoint-every", "0.5") as process,
+        opened(home) as system,
+    ):
+        reservations = system.kernel.budget.reservations
+        until(lambda: any(held.steps_done for held in reservations("notes")))
+        job_id = only_job(system)
+        with pytest.raises(JobBusy, match=job_id):
+            system.jobs.resume(job_id)
+        assert system.jobs.facts(job_id)["state"] == "running"
+        token = system.access.create_key(label="meanwhile", models=("tiny",)).token
+        answer = ask(home, token)
+        assert answer["usage"]["completion_tokens"] == 2
+        assert process.poll() is None
+        assert system.jobs.cancel(job_id) is JobState.RUNNING
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 11
+        assert f"job {job_id} was cancelled after" in said
+        reservation = system.kernel.budget.reservation(job_id)
+        assert reservation.state == "committed"
+        assert 0 < reservation.steps_done < ENDLESS
+        order = system.kernel.budget.pool("notes").renyi_order
+        run = reservation.mechanism.after(reservation.steps_done)
+        assert reservation.cost == pricing.cost(run, order)
     found = books(home)
     assert found.models == ("tiny",)
     assert found.jobs == ((job_id, "cancelled"),)

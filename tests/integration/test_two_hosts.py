@@ -8,10 +8,12 @@ import signal
 from pathlib import Path
 
 import pytest
-from tests.homes import UNITS, books, kill_after_step, opened, run_llmos, running
+from tests.homes import ENDLESS, UNITS, books, kill_after_step, opened, run_llmos, running, until
+
+from llmos.jobs.jobs import JobState
 
 pytestmark = pytest.mark.postgresql
-STEPS = 20
+STEPS = 100  # of which each tenth is shown
 TRAINED = ["train", "--data", "notes", "--model", "tiny", "--epsilon", "3", "--batch", str(UNITS)]
 TRAINED += ["--max-tokens", "32", "--rank", "4", "--checkpoint-every", "0", "--detach", "--json"]
 
@@ -37,7 +39,7 @@ def test_a_dead_hosts_job_is_finished_by_another_host_and_charged_once(
 ) -> None:
     job_id = json.loads(run_llmos(home, *TRAINED, "--steps", str(STEPS)).stdout)["job"]
     with running(home, "jobs", "work") as worker:
-        kill_after_step(worker, 4)
+        kill_after_step(worker, 20)
         assert worker.returncode == -signal.SIGKILL
     said = run_llmos(other, "jobs", "work", "--once", "--json")
     (left,) = json.loads(said.stdout)
@@ -54,11 +56,9 @@ def test_a_dead_hosts_job_is_finished_by_another_host_and_charged_once(
 
 
 def test_a_host_leaves_alone_what_another_host_runs(home: Path, other: Path) -> None:
-    job_id = json.loads(run_llmos(home, *TRAINED, "--steps", "2000").stdout)["job"]
-    with running(home, "jobs", "work", "--once") as worker:
-        assert worker.stdout is not None
-        while not worker.stdout.readline().startswith("  step 200/"):
-            assert worker.poll() is None
+    job_id = json.loads(run_llmos(home, *TRAINED, "--steps", str(ENDLESS)).stdout)["job"]
+    with running(home, "jobs", "work", "--once") as worker, opened(other) as system:
+        until(lambda: system.parts.jobs.job(job_id).state is JobState.RUNNING)
         assert json.loads(run_llmos(other, "jobs", "work", "--once", "--json").stdout) == []
         refused = run_llmos(other, "jobs", "resume", job_id)
         assert "is being run by another process" in refused.stderr

@@ -7,7 +7,17 @@ import signal
 import subprocess
 from pathlib import Path
 
-from tests.homes import TRAINING, UNITS, books, kill_after_step, opened, run_llmos, running
+from tests.homes import (
+    ENDLESS,
+    TRAINING,
+    UNITS,
+    books,
+    kill_after_step,
+    opened,
+    run_llmos,
+    running,
+    until,
+)
 
 STEPS = 100  # of which each tenth is shown
 DETACHED = ["train", "--data", "notes", "--model", "tiny", "--epsilon", "3", "--batch", str(UNITS)]
@@ -48,10 +58,10 @@ def test_a_second_worker_leaves_a_running_job_alone(home: Path) -> None:
     with opened(home) as system:
         first, second = (
             system.submit(system.plan(**(TRAINING | {"steps": steps}), output=name))
-            for name, steps in (("first", 2000), ("second", 8))
+            for name, steps in (("first", ENDLESS), ("second", 8))
         )
         with running(home, "jobs", "work", "--once") as worker:
-            wait_for_line(worker, "  step 200/")
+            until(lambda: system.jobs.facts(first)["state"] == "running")
             (left,) = system.jobs.work()
             assert (left["id"], left["state"]) == (second, "done")
             worker.send_signal(signal.SIGINT)
