@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import rfc8785
-from sqlalchemy import Connection, and_, bindparam, delete, func, insert, or_, select
+from sqlalchemy import Connection, and_, bindparam, delete, func, insert, select
 
 from llmos.crypto import merkle
 from llmos.crypto.notes import Checkpoint, NoteKey, open_note, sign_note
@@ -29,10 +29,22 @@ from llmos.kernel.schema import log_checkpoints, log_cosignatures, log_entries, 
 from llmos.kernel.store import Store
 
 _Nodes = dict[tuple[int, int], bytes]  # (level, index) -> hash of that complete subtree
-_BATCH_ENTRIES: Final = 512
+CHECKED_ENTRIES: Final = 32_768  # at every start: a quarter of a second
+_BATCH_ENTRIES: Final = 4096
 # One statement for every look-up: to build and compile one anew costs more than SQLite's answer.
 _NODE: Final = select(log_nodes.c.hash).where(
     log_nodes.c.level == bindparam("at_level"), log_nodes.c.idx == bindparam("at_idx")
+)
+_LEVEL: Final = (
+    select(log_nodes.c.hash)
+    .where(log_nodes.c.level == bindparam("at_level"))
+    .where(log_nodes.c.idx >= bindparam("start"), log_nodes.c.idx < bindparam("end"))
+    .order_by(log_nodes.c.idx)
+)
+_ENTRIES: Final = (
+    select(log_entries.c.idx, log_entries.c.data)
+    .where(log_entries.c.idx >= bindparam("start"), log_entries.c.idx < bindparam("end"))
+    .order_by(log_entries.c.idx)
 )
 _HINT: Final = (
     "`llmos log inspect` says what differs; stop using this home and restore kernel.db; "
@@ -93,13 +105,15 @@ class AuditLog:
         return indices
 
     def check(self) -> Checkpoint:
-        """Compare signature, row counts and the root over the stored subtrees; quick, for start-up.
+        """Compare signature, counts, root and the newest `CHECKED_ENTRIES` entries, for start-up.
 
         Raises:
             TamperedLog: they do not agree, or the log is empty: a home's first entry is its making.
         """
         with self.store.read() as conn:
-            return self._checked(conn)
+            head = self._checked(conn)
+            _verify_entries(conn, max(0, head.size - CHECKED_ENTRIES), head.size)
+            return head
 
     def verify(self, *, kept: str | None = None) -> Checkpoint:
         """Recompute the whole tree from the entries and compare every stored hash.
@@ -118,8 +132,7 @@ class AuditLog:
             for old in earlier:
                 if old.size > head.size:
                     raise tampered(f"it has {head.size} entries and had {old.size}")
-            for start in range(0, head.size, _BATCH_ENTRIES):
-                _verify_batch(conn, start, min(head.size, start + _BATCH_ENTRIES))
+            _verify_entries(conn, 0, head.size)
             for old in earlier:
                 if merkle.tree_root(old.size, _reader(conn)) != old.root:
                     raise tampered(f"its first {old.size} entries are not those it had")
@@ -199,7 +212,7 @@ class AuditLog:
             raise tampered("it is empty")
         if entries != head.size or nodes != merkle.node_count(head.size):
             raise tampered(f"it has {entries} rows and {nodes} hashes for {head.size} entries")
-        _verify_batch(conn, head.size - 1, head.size)  # the newest entry is under the root
+        _verify_entries(conn, head.size - 1, head.size)  # the newest entry is under the root
         newest = select(log_entries.c.data).where(log_entries.c.idx == head.size - 1)
         found = schema.standing_digest(conn)
         said = json.loads(conn.execute(newest).scalar_one()).get("state", found)
@@ -220,39 +233,26 @@ class AuditLog:
         return checkpoint
 
 
+def _verify_entries(conn: Connection, start: int, end: int) -> None:
+    for batch in range(start, end, _BATCH_ENTRIES):
+        _verify_batch(conn, batch, min(end, batch + _BATCH_ENTRIES))
+
+
 def _verify_batch(conn: Connection, start: int, end: int) -> None:
     """Recompute the hashes that entries `start` to `end - 1` complete and compare all of them."""
-    rows = conn.execute(
-        select(log_entries.c.idx, log_entries.c.data)
-        .where(log_entries.c.idx >= start, log_entries.c.idx < end)
-        .order_by(log_entries.c.idx)
-    ).all()
+    rows = conn.execute(_ENTRIES, {"start": start, "end": end}).all()
     if [index for index, _ in rows] != list(range(start, end)):
         raise tampered(f"an entry from {start} to {end - 1} is missing")
-    # what was completed before this batch was compared then
-    nodes = _frontier(conn, start)
-    computed: _Nodes = {}
-    for index, data in rows:
-        for level, place, node in merkle.completed_nodes(
-            index, merkle.leaf_hash(data or b""), lambda *at: nodes[at]
-        ):
-            nodes[level, place] = computed[level, place] = node
-    stored = conn.execute(
-        select(log_nodes).where(
-            or_(
-                *(
-                    and_(
-                        log_nodes.c.level == level,
-                        log_nodes.c.idx >= start >> level,
-                        log_nodes.c.idx < end >> level,
-                    )
-                    for level in range(end.bit_length())
-                )
-            )
-        )
-    )
-    if {(level, index): node for level, index, node in stored} != computed:
-        raise tampered(f"an entry from {start} to {end - 1}, or its hash, was changed")
+    read, level = _reader(conn), 0
+    computed = [merkle.leaf_hash(data or b"") for _, data in rows]
+    while computed:
+        at = {"at_level": level, "start": start >> level, "end": end >> level}
+        if conn.execute(_LEVEL, at).scalars().all() != computed:
+            raise tampered(f"an entry from {start} to {end - 1}, or its hash, was changed")
+        if start >> level & 1:  # the left sister was completed, and compared, before this batch
+            computed.insert(0, read(level, (start >> level) - 1))
+        computed = [*map(merkle.node_hash, computed[::2], computed[1::2])]
+        level += 1
 
 
 def _frontier(conn: Connection, size: int) -> _Nodes:

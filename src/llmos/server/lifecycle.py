@@ -31,12 +31,14 @@ def serve_system(
     Raises:
         ConfigError: the address would show keys and prompts in the clear, or cannot be bound.
         PermissionDenied: policy forbids the principal to serve.
+        TamperedLog: an entry was changed that is too old for the check at every start.
     """
     parts = system.parts
     kernel = parts.kernel
     host = kernel.config.host if host is None else host
     tls = tls_files(tls_cert, tls_key)
     check_binding(host, tls)
+    kernel.auditlog.verify()
     runtimes = Runtimes(parts.registry, resolve_device(kernel.config.device))
     app = build_app(parts, runtimes)
     with bind(host, kernel.config.port if port is None else port) as listening:

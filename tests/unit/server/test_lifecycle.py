@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import httpx
 import pytest
+from sqlalchemy import select, update
 from starlette.responses import PlainTextResponse
 from tests.conftest import ServedHome
 
 from llmos.config import Config
-from llmos.errors import ConfigError, PermissionDenied
+from llmos.errors import ConfigError, PermissionDenied, TamperedLog
+from llmos.kernel.schema import log_entries
 from llmos.server.binding import TlsFiles, bind
 from llmos.server.lifecycle import serve_system
 from llmos.server.listener import base_url, make_server
@@ -69,6 +71,21 @@ def test_serving_is_decided_by_policy_and_recorded(served_home: ServedHome) -> N
     with pytest.raises(PermissionDenied):
         serve_system(visiting, port=0, on_ready=never)
     assert served_home.records("serve")[-1]["outcome"] == "denied"
+
+
+def test_a_server_does_not_start_on_a_log_with_a_changed_entry(served_home: ServedHome) -> None:
+    store, before = served_home.parts.kernel.store, served_home.records("serve")
+    first = update(log_entries).where(log_entries.c.idx == 0)
+    with store.transaction() as conn:
+        kept = conn.execute(select(log_entries.c.data).where(log_entries.c.idx == 0)).scalar_one()
+        conn.execute(first.values(data=kept + b" "))
+    try:
+        with pytest.raises(TamperedLog):
+            serve_system(System(served_home.parts), port=0, on_ready=never)
+    finally:
+        with store.transaction() as conn:
+            conn.execute(first.values(data=kept))
+    assert served_home.records("serve") == before
 
 
 def replaced(home: ServedHome, config: Config) -> Parts:
