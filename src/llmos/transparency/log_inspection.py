@@ -8,21 +8,24 @@ it reads. On PostgreSQL it is one snapshot, in a transaction that cannot write.
 
 from __future__ import annotations
 
+import json
 import shutil
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy import Connection, create_engine
+from sqlalchemy.exc import DatabaseError, InvalidRequestError
 
 from llmos.crypto import merkle
 from llmos.crypto.notes import Checkpoint, Verifier, open_note
 from llmos.databases.postgresql import PostgreSQL
 from llmos.errors import HomeMissing, StorageError, VerificationFailed
+from llmos.kernel.schema import standing_digest
 from llmos.transparency.public_keys import read_public_keys
 
 MOST_DIFFERENCES: Final = 1000  # a log that was replaced differs everywhere
@@ -64,17 +67,16 @@ def inspect(home: Path, database: PostgreSQL | None = None) -> Inspection:
         StorageError: it cannot be read, or is being written all the time.
     """
     log_key = _log_key(home)
-    with _opened_copy(home) if database is None else _opened_snapshot(database) as query:
+    with _opened_copy(home) if database is None else database.snapshot() as conn:
         found = _Findings([])
         entries, as_signed = 0, False
         try:
-            entries, as_signed = _compare(query, log_key, found)
-        except (sqlite3.DatabaseError, DatabaseError) as error:
-            fault = database and isinstance(error, DatabaseError) and database.fault(error)
-            if fault:
+            entries, as_signed = _compare(conn.exec_driver_sql, log_key, found)
+            _tables_beside(conn, entries, found)
+        except DatabaseError as error:
+            if database and (fault := database.fault(error)):
                 raise fault from error
-            said = getattr(error, "orig", error)
-            found.add("kernel.db", f"it cannot be read as a database: {said}")
+            found.add("kernel.db", f"it cannot be read as a database: {error.orig}")
         return Inspection(entries, log_key is not None, as_signed, tuple(found.differences))
 
 
@@ -203,6 +205,21 @@ def _inner_hashes(query: _Query, size: int, found: _Findings) -> None:
         _missing_places(level, places.get(level, 0), size >> level, found)
 
 
+def _tables_beside(conn: Connection, size: int, found: _Findings) -> None:
+    """Compare the tables that every act's entry has a digest of with the newest entry."""
+    newest = conn.exec_driver_sql(f"SELECT data FROM log_entries WHERE idx = {size - 1}").scalar()  # noqa: S608
+    try:
+        said = json.loads(_bytes(newest))["state"]
+        now = standing_digest(conn)
+    except (LookupError, TypeError, ValueError):
+        return  # it has no digest, or `_entries` has told that it was changed
+    except InvalidRequestError:
+        found.add("schema", "its revision is not one row")
+        return
+    if said != now and {*said} == {*now}:  # an upgrade changes the tables
+        found.add("tables", "rows of people, keys, data, models or pools were changed by no act")
+
+
 def _above(left: object, right: object) -> bytes:
     return merkle.node_hash(_bytes(left), _bytes(right))
 
@@ -241,16 +258,12 @@ def _log_key(home: Path) -> Verifier | None:
 
 
 @contextmanager
-def _opened_copy(home: Path) -> Iterator[_Query]:
-    with _copied(home) as copy, closing(sqlite3.connect(copy)) as database:
-        yield database.execute
-
-
-@contextmanager
-def _opened_snapshot(database: PostgreSQL) -> Iterator[_Query]:
-    """Read from one snapshot; the rows of a query are all in memory at once."""
-    with database.snapshot() as connection:
-        yield connection.exec_driver_sql
+def _opened_copy(home: Path) -> Iterator[Connection]:
+    with _copied(home) as copy:
+        engine = create_engine("sqlite://", creator=lambda: sqlite3.connect(copy))
+        with engine.connect() as connection:
+            yield connection
+        engine.dispose()
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from llmos.crypto.notes import Checkpoint, NoteKey, open_note, sign_note
 from llmos.errors import HomeMissing, StorageError
 from llmos.kernel.auditlog import AuditLog
-from llmos.kernel.schema import KERNEL
+from llmos.kernel.schema import KERNEL, standing_digest
 from llmos.kernel.store import Store
 from llmos.transparency.log_inspection import MOST_DIFFERENCES, inspect
 
@@ -151,6 +151,48 @@ def test_what_was_changed_is_named_and_nothing_else(home: Path, statement: str) 
     said, as_signed = DAMAGE[statement]
     assert differences(home) == said
     assert inspect(home).entries_as_signed is as_signed
+
+
+@pytest.fixture
+def stated(tmp_path: Path) -> Path:
+    """Make a log whose newest entry has the digest of the tables beside it."""
+    home = make(tmp_path / "stated", 3)
+    log = AuditLog(Store.open(home / "kernel.db", KERNEL), KEY)
+    with log.store.transaction() as conn:
+        log.append(conn, {"state": standing_digest(conn)})
+    log.store.close()
+    return home
+
+
+def test_tables_that_no_act_changed_are_named_beside_a_sound_log(stated: Path) -> None:
+    assert not inspect(stated).differences
+    change(
+        stated,
+        "INSERT INTO principals (id, name, roles, created_at) VALUES ('1', 'eve', '[]', 'now')",
+    )
+    found = inspect(stated)
+    assert found.entries_as_signed
+    assert [str(difference) for difference in found.differences] == [
+        "tables: rows of people, keys, data, models or pools were changed by no act"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("UPDATE alembic_version SET version_num = 'of another revision'", None),
+        ("DELETE FROM alembic_version", "schema: its revision is not one row"),
+        ("DROP TABLE principals", "kernel.db: it cannot be read as a database: no such table"),
+        ("UPDATE log_entries SET data = 'x' WHERE idx = 3", "entry 3: it does not have the hash"),
+    ],
+)
+def test_tables_that_cannot_be_compared_are_named_too(
+    stated: Path, statement: str, said: str | None
+) -> None:
+    change(stated, statement)
+    found = [str(difference) for difference in inspect(stated).differences]
+    assert not [line for line in found if line.startswith("tables")]
+    assert not found if said is None else any(line.startswith(said) for line in found)
 
 
 def test_a_checkpoint_of_another_key_log_or_root_is_named(home: Path) -> None:
