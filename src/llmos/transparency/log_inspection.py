@@ -72,7 +72,8 @@ def inspect(home: Path, database: PostgreSQL | None = None) -> Inspection:
         entries, as_signed = 0, False
         try:
             entries, as_signed = _compare(conn.exec_driver_sql, log_key, found)
-            _tables_beside(conn, entries, found)
+            if as_signed:  # else the entry of the last act may be what is missing
+                _tables_beside(conn, entries, found)
         except DatabaseError as error:
             if database and (fault := database.fault(error)):
                 raise fault from error
@@ -212,7 +213,7 @@ def _tables_beside(conn: Connection, size: int, found: _Findings) -> None:
         said = json.loads(_bytes(newest))["state"]
         now = standing_digest(conn)
     except (LookupError, TypeError, ValueError):
-        return  # it has no digest, or `_entries` has told that it was changed
+        return  # an older version's entry, without a digest
     except InvalidRequestError:
         found.add("schema", "its revision is not one row")
         return

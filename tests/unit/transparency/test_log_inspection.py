@@ -184,6 +184,7 @@ def test_tables_that_no_act_changed_are_named_beside_a_sound_log(stated: Path) -
         ("DELETE FROM alembic_version", "schema: its revision is not one row"),
         ("DROP TABLE principals", "kernel.db: it cannot be read as a database: no such table"),
         ("UPDATE log_entries SET data = 'x' WHERE idx = 3", "entry 3: it does not have the hash"),
+        ("DELETE FROM log_entries WHERE idx = 3", "count: the log has 3 entries and its newest"),
     ],
 )
 def test_tables_that_cannot_be_compared_are_named_too(
