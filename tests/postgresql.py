@@ -35,10 +35,12 @@ class Server:
         """Stop it: `fast` ends what goes on, `immediate` is a crash."""
         self._control("stop", "-m", mode)
 
-    def start(self) -> None:
+    def start(self, more: str = "") -> None:
+        """Start it, with `more` settings as options of the command line."""
         # As quiet and small as a test wants it. What dies here are processes, never the machine:
         # nothing needs to reach the disk.
         settings = f"-k {self.folder} -c listen_addresses='' -c max_connections=200 -c fsync=off"
+        settings += f" {more}"
         self._control("start", "-l", str(self.folder / "server.log"), "-o", settings)
 
     def _control(self, act: str, *options: str) -> None:
