@@ -29,3 +29,12 @@ def test_importing_llmos_and_asking_for_help_load_nothing_heavy(code: str) -> No
     check = f"{code}\nimport sys\nprint(sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("act", ["report", "train", "erase", "worker", "export"])
+def test_an_act_that_computes_no_gradient_does_not_load_the_learning_stack(act: str) -> None:
+    check = (
+        f"import llmos.workflows.{act}, sys\nprint({{'torch', 'transformers'}} & {{*sys.modules}})"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

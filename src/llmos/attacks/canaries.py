@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmos.attacks.membership import Membership, membership
-from llmos.attacks.scoring import Scores
+from llmos.attacks.scores import Scores
 from llmos.errors import MeasurementError
 
 

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from llmos.attacks.bound import EpsilonBound, one_run_bound
 from llmos.attacks.canaries import CanaryLeak, canary_leak, canary_scores
 from llmos.attacks.membership import RecordMembership, record_membership
-from llmos.attacks.scoring import Scores
+from llmos.attacks.scores import Scores
 from llmos.errors import MeasurementError, UnaccountableMechanism
 from llmos.privacy import Neighboring, PrivacyLoss
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from llmos.attacks.scoring import Scores
+from llmos.attacks.scores import Scores
 from llmos.errors import MeasurementError
 
 FALSE_POSITIVE_RATE: Final = 0.01

@@ -292,6 +292,22 @@ def _data(p: Predicate) -> list[Sentence]:
             "/records/fit",
         ),
     ]
+    if "block" in p["data"]:
+        said.append(
+            sentence(
+                p,
+                "block",
+                "{0} is block {1} of {2} of {3}. A keyed hash of the unit says in which block it "
+                "is, which was checked of every unit, so no unit is in two of them: trainings on "
+                "the other blocks do not add up with this one (parallel composition, McSherry "
+                "2009, theorem 4), a training on the whole is charged to this block too.",
+                "/data/name",
+                "/data/block/number",
+                "/data/block/blocks",
+                "/data/block/of",
+                "/records/import",
+            )
+        )
     for question, about in (
         ("consent", "The legal basis of the collection"),
         ("lineage", "What the dataset was made from"),

@@ -167,7 +167,7 @@ def _implementation(facts: CertificateFacts) -> dict[str, Any]:
 
 
 def _data(facts: DatasetFacts) -> dict[str, Any]:
-    return {
+    said = {
         "name": facts.name,
         "fingerprint": {"sha256": facts.fingerprint},
         "classification": str(facts.classification),
@@ -175,6 +175,7 @@ def _data(facts: DatasetFacts) -> dict[str, Any]:
         "units": facts.units,
         "records": facts.records,
     }
+    return said if facts.block is None else said | {"block": dict(facts.block)}
 
 
 def _budget(facts: BudgetFacts) -> dict[str, Any]:

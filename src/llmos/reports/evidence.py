@@ -77,9 +77,12 @@ _LATER: Final = {
     "/details/classification": "/data/classification",
     "/details/purposes": "/data/purposes",
 }
+# Of a block of a dataset; where neither has it, neither says that there is one.
+_IF_ANY: Final = {"/details/block": "/data/block"}
 # Pointer into the predicate -> the record that holds the same; the last one that says it.
 LOGGED: Final = {place: name for name, (_, said) in _ENTRIES.items() for place in said.values()} | {
     "/data/name": "import",
+    "/data/block": "import",
 }
 # What follows from the mechanism by calculation.
 CALCULATED: Final = (
@@ -143,9 +146,8 @@ def check(predicate: Predicate, proofs: Mapping[str, LogProof], log_key: Verifie
 def _check_entry(name: str, entry: Mapping[str, Any], predicate: Predicate) -> None:
     kind, said = _ENTRIES[name]
     if name == "import":
-        said = said | {
-            pointer: place for pointer, place in _LATER.items() if found_at(entry, pointer)
-        }
+        later = {pointer: place for pointer, place in _LATER.items() if found_at(entry, pointer)}
+        said = said | _IF_ANY | later
     if name in _OF_THE_DATASET:
         resource = f"Dataset::{predicate['data']['name']}"
     else:

@@ -61,6 +61,7 @@ class DatasetFacts:
     purposes: tuple[str, ...]
     units: int
     records: int
+    block: Mapping[str, Any] | None = None  # of which dataset it is which of how many blocks
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,11 @@ from torch import nn
 
 from llmos.attacks import leak
 from llmos.attacks.leak import LeakReport, MeasuredModel
-from llmos.attacks.scoring import Scores, score
+from llmos.attacks.scores import Scores
+from llmos.attacks.scoring import score
 from llmos.data.datasets import DatasetCard
 from llmos.data.records import Record, RecordFormat
 from llmos.errors import MeasurementError
-from llmos.kernel import accounting
 from llmos.kernel.identity import Principal
 from llmos.kernel.monitor import Grant
 from llmos.kernel.policy import Action
@@ -26,10 +26,10 @@ from llmos.models.devices import resolve_device
 from llmos.models.encoding import Encoded, encode, encode_continuation
 from llmos.models.loading import LoadedModel, load_base
 from llmos.models.registry import ModelEntry, ModelKind
-from llmos.privacy import PrivacyLoss, PrivacyUnit
 from llmos.reports import page, plots
 from llmos.reports.arms import read_arm
 from llmos.workflows import outputs
+from llmos.workflows.leak_report import guarantee, report_path
 from llmos.workflows.parts import Parts
 from llmos.workflows.training_request import TrainRequest
 
@@ -99,11 +99,6 @@ def run(models: Sequence[str], who: Principal, parts: Parts) -> Measured:
     return Measured(ordered, files, plot)
 
 
-def report_path(home: Path, model: str) -> Path:
-    """Return where a model's leak report is kept."""
-    return home / "reports" / f"{model}.leak.json"
-
-
 def _shared(entry: ModelEntry) -> tuple[str, str, str]:
     """Return base, dataset and purpose: adapters that share them are measured in one pass."""
     request = TrainRequest.model_validate(entry.card["request"])
@@ -171,19 +166,6 @@ def _measure_one(
         )
     finally:
         lora.detach(adapter)
-
-
-def guarantee(entry: ModelEntry, card: DatasetCard, parts: Parts) -> PrivacyLoss | None:
-    """Derive a model's guarantee from what its ledger entry says was run; None without one."""
-    request = TrainRequest.model_validate(entry.card["request"])
-    if request.noise_multiplier is None or request.delta is None:
-        return None
-    run_mechanism = parts.kernel.budget.reservation(entry.card["job"]).mechanism
-    return PrivacyLoss(
-        accounting.epsilon(run_mechanism, request.delta),
-        request.delta,
-        PrivacyUnit(card.unit_column),
-    )
 
 
 def _probe(

@@ -37,7 +37,7 @@ from llmos.reports.questions import Answer, read_answers
 from llmos.transparency import proofs
 from llmos.transparency.proofs import LogProof
 from llmos.workflows import outputs
-from llmos.workflows.measure import guarantee, report_path
+from llmos.workflows.leak_report import guarantee, report_path
 from llmos.workflows.parts import Parts
 from llmos.workflows.training_request import TrainRequest
 
@@ -234,6 +234,7 @@ def _facts(
             purposes=card.purposes,
             units=TrainRequest.model_validate(entry.card["request"]).units,
             records=card.records,
+            block=None if card.block is None else card.block._asdict(),
         ),
         budget=_budget_facts(card.name, reservation.costs, parts),
         evidence=_evidence(entry, card, report, parts),

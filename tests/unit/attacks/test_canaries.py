@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llmos.attacks.canaries import canary_leak, chance_exposure_bits, exposure_bits
-from llmos.attacks.scoring import Scores
+from llmos.attacks.scores import Scores
 from llmos.errors import MeasurementError
 
 

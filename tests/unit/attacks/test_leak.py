@@ -19,7 +19,7 @@ from llmos.attacks.leak import (
     to_document,
     to_json,
 )
-from llmos.attacks.scoring import Scores
+from llmos.attacks.scores import Scores
 from llmos.errors import MeasurementError, UnaccountableMechanism
 from llmos.privacy import Neighboring, PrivacyLoss, PrivacyUnit
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmos.attacks.membership import auc, membership, record_membership, tpr_at_1_percent_fpr
-from llmos.attacks.scoring import Scores
+from llmos.attacks.scores import Scores
 from llmos.errors import MeasurementError
 
 SCORES = st.lists(st.integers(-5, 5), min_size=2, max_size=20).map(

@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from llmos.attacks.scoring import Scores, score
+from llmos.attacks.scores import Scores
+from llmos.attacks.scoring import score
 from llmos.errors import MeasurementError
 
 VOCABULARY = 48

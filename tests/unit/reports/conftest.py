@@ -16,7 +16,7 @@ import rfc8785
 from tests.trees import Tree
 
 from llmos.attacks.leak import MeasuredModel, measure, to_document
-from llmos.attacks.scoring import Scores
+from llmos.attacks.scores import Scores
 from llmos.crypto import dsse
 from llmos.crypto.notes import Checkpoint, NoteKey, sign_note
 from llmos.kernel import accounting, pricing
@@ -178,6 +178,7 @@ def records_for(facts: CertificateFacts) -> dict[str, Document]:
                 "unit": facts.guarantee.loss.unit.column,
                 "classification": str(facts.dataset.classification),
                 "purposes": list(facts.dataset.purposes),
+                **({} if facts.dataset.block is None else {"block": dict(facts.dataset.block)}),
             },
         },
         "fit": {

@@ -14,7 +14,7 @@ from tests.unit.reports.conftest import prove_all, records_for
 
 from llmos.crypto.notes import NoteKey
 from llmos.errors import VerificationFailed
-from llmos.reports import evidence
+from llmos.reports import certificate, evidence
 from llmos.reports.facts import CertificateFacts
 from llmos.reports.sentences import value_at
 from llmos.reports.verification import verify_bundle
@@ -176,6 +176,57 @@ def test_an_import_of_before_says_less_and_what_it_says_is_compared(
         del records["import"]["details"][pointer.rpartition("/")[2]]
     statement, proofs = resealed(records, made, keys)
     assert verify_bundle(make_signed(statement, records=proofs), public_keys).model == "ward"
+
+
+BLOCK = {"of": "clinic", "number": 2, "blocks": 3}
+
+
+def test_a_block_says_what_it_is_and_rests_on_its_import(
+    facts: CertificateFacts, make_bundle: Callable[..., bytes], public_keys: str
+) -> None:
+    of_block = replace(facts, dataset=replace(facts.dataset, block=BLOCK))
+    predicate = verify_bundle(make_bundle(of_block), public_keys).predicate
+    (said,) = (
+        sentence
+        for section in predicate["assessment"]
+        for sentence in section["sentences"]
+        if sentence["id"] == "block"
+    )
+    assert said["text"].startswith("notes is block 2 of 3 of clinic.")
+    assert "/records/import" in said["basis"]
+    assert {evidence.LOGGED[place.rpartition("/")[0]] for place in said["basis"][1:4]} == {"import"}
+
+
+@pytest.mark.parametrize("recorded", [None, BLOCK | {"number": 1}])
+def test_a_block_that_the_import_did_not_record_is_refused(
+    recorded: Document | None,
+    facts: CertificateFacts,
+    keys: tuple[NoteKey, NoteKey],
+    make_signed: Callable[..., bytes],
+    public_keys: str,
+) -> None:
+    of_block = replace(facts, dataset=replace(facts.dataset, block=BLOCK))
+    made = json.loads(rfc8785.dumps(certificate.statement(of_block, keys[0].name)))
+    records = records_for(facts)
+    if recorded is not None:
+        records["import"]["details"]["block"] = recorded
+    statement, proofs = resealed(records, made, keys)
+    with pytest.raises(VerificationFailed, match="/data/block is not what the log recorded"):
+        verify_bundle(make_signed(statement, records=proofs), public_keys)
+
+
+def test_a_block_that_the_certificate_conceals_is_refused(
+    facts: CertificateFacts,
+    made: Document,
+    keys: tuple[NoteKey, NoteKey],
+    make_signed: Callable[..., bytes],
+    public_keys: str,
+) -> None:
+    records = records_for(facts)
+    records["import"]["details"]["block"] = BLOCK
+    statement, proofs = resealed(records, made, keys)
+    with pytest.raises(VerificationFailed, match="/data/block is not what the log recorded"):
+        verify_bundle(make_signed(statement, records=proofs), public_keys)
 
 
 def test_what_only_the_home_says_is_listed(made: Document) -> None:

@@ -21,7 +21,7 @@ from llmos.errors import (
 from llmos.kernel.schema import datasets
 from llmos.system import System
 from llmos.workflows import measure
-from llmos.workflows.measure import report_path
+from llmos.workflows.leak_report import report_path
 
 
 def reports_folder(system: System) -> set[str]:

@@ -27,7 +27,7 @@ from llmos.kernel.policy import Action
 from llmos.reports.questions import read_answers, to_dict
 from llmos.system import System
 from llmos.workflows import report
-from llmos.workflows.measure import report_path
+from llmos.workflows.leak_report import report_path
 from llmos.workflows.report import read_report
 
 
