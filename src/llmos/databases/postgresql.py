@@ -18,7 +18,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -173,8 +173,9 @@ class PostgreSQL:
     def locked(self, name: str) -> Iterator[bool]:
         """Lock a name for the time of the block, unless another session has; yield whether it is.
 
-        The lock ends with its connection: when the block ends, this process dies or its host is
-        not heard of any more.
+        The lock ends with the block, or with its connection: when this process dies or its host is
+        not heard of any more. The block's end does not rely on the latter: a server takes note of a
+        connection that was closed when it comes to it, and the next one would be told to wait.
 
         Raises:
             StorageError: the server cannot be reached.
@@ -184,7 +185,12 @@ class PostgreSQL:
                 connection = opened.enter_context(self._session())
                 asked = "SELECT pg_try_advisory_lock(%s)"
                 found = connection.exec_driver_sql(asked, (self._key(name),)).scalar_one()
-            yield bool(found)
+            try:
+                yield bool(found)
+            finally:
+                if found:
+                    with suppress(DatabaseError):  # the connection is dead, and the lock with it
+                        connection.exec_driver_sql("SELECT pg_advisory_unlock_all()")
 
     def is_locked(self, name: str) -> bool:
         """Tell whether someone has locked a name; unlike a try to lock it, nobody notices this.

@@ -11,6 +11,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import Connection, MetaData, NullPool, create_engine, insert, inspect, select, text
@@ -251,6 +252,27 @@ def test_a_table_that_is_locked_is_a_busy_database(tmp_path: Path) -> None:
             with pytest.raises(StorageError):
                 keys.checkpoint()
         engine.dispose()
+
+
+def test_a_locked_name_is_free_although_the_server_has_not_noticed_the_closed_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = place(tmp_path / "one.db")
+    assert isinstance(one, PostgreSQL)
+    closing_late: list[psycopg.Connection[Any]] = []
+
+    def close_later(connection: psycopg.Connection[Any]) -> None:
+        closing_late.append(connection)
+
+    monkeypatch.setattr(psycopg.Connection, "close", close_later)
+    for _ in range(3):
+        with one.locked("name") as locked:
+            assert locked
+        assert not one.is_locked("name")
+    monkeypatch.undo()
+    assert len(closing_late) >= 3
+    for connection in closing_late:
+        connection.close()
 
 
 def test_a_locked_name_is_free_when_its_block_ends_and_in_another_schema(tmp_path: Path) -> None:
