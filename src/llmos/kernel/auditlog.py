@@ -13,13 +13,14 @@ the key and rewrites history. Both are seen by whoever kept an older checkpoint:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import rfc8785
-from sqlalchemy import Connection, and_, bindparam, delete, func, insert, select
+from sqlalchemy import Connection, and_, bindparam, delete, func, insert, select, text
 
 from llmos.crypto import merkle
 from llmos.crypto.notes import Checkpoint, NoteKey, open_note, sign_note
@@ -29,11 +30,13 @@ from llmos.kernel.schema import log_checkpoints, log_cosignatures, log_entries, 
 from llmos.kernel.store import Store
 
 _Nodes = dict[tuple[int, int], bytes]  # (level, index) -> hash of that complete subtree
+ReadNodes = Callable[[Collection[tuple[int, int]]], _Nodes]
 CHECKED_ENTRIES: Final = 32_768  # at every start: a quarter of a second
 _BATCH_ENTRIES: Final = 4096
-# One statement for every look-up: to build and compile one anew costs more than SQLite's answer.
-_NODE: Final = select(log_nodes.c.hash).where(
-    log_nodes.c.level == bindparam("at_level"), log_nodes.c.idx == bindparam("at_idx")
+# Of all ways to ask for places by one statement the one that uses the index on both databases.
+_NODES: Final = (
+    "SELECT level, idx, hash FROM (VALUES {}) AS wanted CROSS JOIN log_nodes "
+    "WHERE level = column1 AND idx = column2"
 )
 _LEVEL: Final = (
     select(log_nodes.c.hash)
@@ -91,7 +94,7 @@ class AuditLog:
             done = merkle.completed_nodes(index, merkle.leaf_hash(data), lambda *at: nodes[at])
             for level, place, node in done:
                 nodes[level, place] = new[level, place] = node
-        root = merkle.tree_root(indices.stop, lambda *at: nodes[at])
+        root = _root(nodes, indices.stop)
         note = sign_note(Checkpoint(self.key.name, indices.stop, root).text(), self.key)
         rows = zip(indices, added, strict=True)
         conn.execute(insert(log_entries), [{"idx": index, "data": data} for index, data in rows])
@@ -134,7 +137,7 @@ class AuditLog:
                     raise tampered(f"it has {head.size} entries and had {old.size}")
             _verify_entries(conn, 0, head.size)
             for old in earlier:
-                if merkle.tree_root(old.size, _reader(conn)) != old.root:
+                if _root(_frontier(conn, old.size), old.size) != old.root:
                     raise tampered(f"its first {old.size} entries are not those it had")
             return head
 
@@ -149,7 +152,7 @@ class AuditLog:
             return str(_newest_note(conn))
 
     @contextmanager
-    def tree(self, kept: str | None = None) -> Iterator[tuple[Checkpoint, str, merkle.ReadNode]]:
+    def tree(self, kept: str | None = None) -> Iterator[tuple[Checkpoint, str, ReadNodes]]:
         """Yield the newest checkpoint, or `kept`, its note and a reader of the stored tree.
 
         Raises:
@@ -160,7 +163,7 @@ class AuditLog:
             head, note = self._head(conn), _newest_note(conn)
             if kept is not None:
                 head, note = self._opened(kept), kept
-            yield head, str(note), _reader(conn)
+            yield head, str(note), partial(_read, conn)
 
     def entries(self, after: int = -1, limit: int = 100) -> list[LogEntry]:
         """Return up to `limit` entries that follow index `after`, oldest first.
@@ -200,7 +203,7 @@ class AuditLog:
         if head.size != size:
             raise tampered(f"it has {size} entries and its checkpoint says {head.size}")
         nodes = _frontier(conn, size)
-        if merkle.tree_root(size, lambda *at: nodes[at]) != head.root:
+        if _root(nodes, size) != head.root:
             raise tampered("its hashes do not lead to the signed root")
         return head, nodes
 
@@ -243,32 +246,38 @@ def _verify_batch(conn: Connection, start: int, end: int) -> None:
     rows = conn.execute(_ENTRIES, {"start": start, "end": end}).all()
     if [index for index, _ in rows] != list(range(start, end)):
         raise tampered(f"an entry from {start} to {end - 1} is missing")
-    read, level = _reader(conn), 0
+    level = 0
     computed = [merkle.leaf_hash(data or b"") for _, data in rows]
     while computed:
         at = {"at_level": level, "start": start >> level, "end": end >> level}
         if conn.execute(_LEVEL, at).scalars().all() != computed:
             raise tampered(f"an entry from {start} to {end - 1}, or its hash, was changed")
         if start >> level & 1:  # the left sister was completed, and compared, before this batch
-            computed.insert(0, read(level, (start >> level) - 1))
+            computed = [*_read(conn, [(level, (start >> level) - 1)]).values(), *computed]
         computed = [*map(merkle.node_hash, computed[::2], computed[1::2])]
         level += 1
 
 
 def _frontier(conn: Connection, size: int) -> _Nodes:
     """Return the complete subtrees that make up the first `size` entries."""
-    read = _reader(conn)
-    return {place: read(*place) for place in merkle.frontier(size)}
+    return _read(conn, merkle.frontier(size))
 
 
-def _reader(conn: Connection) -> merkle.ReadNode:
-    def read(level: int, index: int) -> bytes:
-        node = conn.execute(_NODE, {"at_level": level, "at_idx": index}).scalar_one_or_none()
-        if node is None:
+def _read(conn: Connection, places: Collection[tuple[int, int]]) -> _Nodes:
+    """Return the hashes at these places, by one statement: a server is asked once."""
+    if not places:
+        return {}
+    wanted = ", ".join(f"({level:d}, {index:d})" for level, index in places)
+    rows = conn.execute(text(_NODES.format(wanted)).columns(*log_nodes.columns))
+    nodes: _Nodes = {(level, index): node for level, index, node in rows}
+    for level, index in places:
+        if (level, index) not in nodes:
             raise tampered(f"the hash of level {level}, place {index} is missing")
-        return bytes(node)
+    return nodes
 
-    return read
+
+def _root(nodes: _Nodes, size: int) -> bytes:
+    return merkle.tree_root(size, lambda *at: nodes[at])
 
 
 def _newest_note(conn: Connection) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from llmos.crypto.merkle import EMPTY_ROOT, HASH_BYTES, ReadNode, node_hash, range_root
 
@@ -102,6 +102,22 @@ def verify_consistency(
             current = node_hash(current, sibling)
         node, last = node >> 1, last >> 1
     return last == 0 and old_current == old_root and current == root
+
+
+def read_at_once(
+    path: Callable[[ReadNode], tuple[bytes, ...]],
+    read: Callable[[list[tuple[int, int]]], Mapping[tuple[int, int], bytes]],
+) -> tuple[bytes, ...]:
+    """Return a path whose hashes are read together: a server answers once, not once for each."""
+    places: list[tuple[int, int]] = []
+
+    def note(level: int, index: int) -> bytes:
+        places.append((level, index))
+        return bytes(HASH_BYTES)
+
+    path(note)
+    nodes = read(places)
+    return path(lambda *at: nodes[at])
 
 
 def _split(leaves: int) -> int:

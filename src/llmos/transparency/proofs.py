@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import rfc8785
@@ -13,7 +14,12 @@ from llmos.crypto.merkle import leaf_hash
 from llmos.crypto.notes import Checkpoint, Verifier, decode_base64, encode_base64, open_note
 from llmos.errors import RequestError, VerificationFailed
 from llmos.kernel.auditlog import AuditLog, tampered
-from llmos.transparency.audit_paths import consistency_proof, inclusion_proof, verify_inclusion
+from llmos.transparency.audit_paths import (
+    consistency_proof,
+    inclusion_proof,
+    read_at_once,
+    verify_inclusion,
+)
 
 PROOF_SCHEMA: Final = "llmos.log-proof/v1"
 
@@ -80,7 +86,7 @@ def prove(log: AuditLog, index: int, *, kept: str | None = None) -> LogProof:
     with log.tree(kept) as (head, note, read):
         if not 0 <= index < head.size:
             raise RequestError(f"the log has no entry {index}; its last is {head.size - 1}")
-        hashes = inclusion_proof(index, head.size, read)
+        hashes = read_at_once(partial(inclusion_proof, index, head.size), read)
     found = log.entries(index - 1, 1)
     if not found or found[0].index != index:
         raise tampered(f"entry {index} is missing")
@@ -100,7 +106,7 @@ def prove_consistency(log: AuditLog, old_size: int, size: int | None = None) -> 
         size = newest.size if size is None else size
         if not 0 <= old_size <= size <= newest.size:
             raise RequestError(f"the log has {newest.size} entries, it never had {old_size}")
-        return consistency_proof(old_size, size, read)
+        return read_at_once(partial(consistency_proof, old_size, size), read)
 
 
 def verify_proof(proof: LogProof, verifier: Verifier) -> dict[str, Any]:

@@ -433,6 +433,16 @@ def test_a_kept_checkpoint_reveals_rewritten_history(log: AuditLog, tmp_path: Pa
     rewritten.store.close()
 
 
+def test_a_proof_asks_the_database_once_for_all_its_hashes(log: AuditLog) -> None:
+    fill(log, 1000)
+    asked: list[str] = []
+    event.listen(log.store._engine, "before_cursor_execute", lambda *call: asked.append(call[2]))
+    assert len(prove(log, 321).hashes) == 10
+    assert len(prove_consistency(log, 321)) > 3
+    reads = [text for text in asked if "wanted" in text]
+    assert len(reads) == 4  # for the root and for the proof, twice
+
+
 @pytest.mark.sqlite("its query plans")
 def test_an_append_never_scans_the_log(log: AuditLog) -> None:
     fill(log, 7)
@@ -445,7 +455,7 @@ def test_an_append_never_scans_the_log(log: AuditLog) -> None:
             str(conn.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", given).all())
             for text, given in selects
         ]
-    assert len(plans) == 2 + 3  # size and checkpoint; 7 = 4 + 2 + 1 entries have three subtrees
+    assert len(plans) == 3  # size, checkpoint, and the three subtrees of 7 = 4 + 2 + 1 together
     assert not [plan for plan in plans if "SCAN log_entries" in plan or "SCAN log_nodes" in plan]
 
 
