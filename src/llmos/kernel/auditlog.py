@@ -252,7 +252,7 @@ def _verify_batch(conn: Connection, start: int, end: int) -> None:
         at = {"at_level": level, "start": start >> level, "end": end >> level}
         if conn.execute(_LEVEL, at).scalars().all() != computed:
             raise tampered(f"an entry from {start} to {end - 1}, or its hash, was changed")
-        if start >> level & 1:  # the left sister was completed, and compared, before this batch
+        if start >> level & 1:  # the left sister lies before: were it changed, so were its parent
             computed = [*_read(conn, [(level, (start >> level) - 1)]).values(), *computed]
         computed = [*map(merkle.node_hash, computed[::2], computed[1::2])]
         level += 1
