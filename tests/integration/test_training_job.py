@@ -202,14 +202,16 @@ def test_a_disk_without_any_room_stops_a_training_which_goes_on_afterwards(
         fill(ballast)
         _, said = process.communicate(timeout=60)
     ballast.unlink()
-    assert_stopped_by_a_full_disk(home, process.returncode, said)
+    # Without any room not even the key of a checkpoint that nothing points to can be deleted:
+    # `llmos vault sweep` does that later.
+    assert_stopped_by_a_full_disk(home, process.returncode, said, strays=1)
     with opened(home) as system:
         job_id = only_job(system)
         if system.jobs.facts(job_id)["state"] == "failed":  # there was room to say so
             system.jobs.retry(job_id, reason="there is room again")
         else:
             system.jobs.resume(job_id)
-    assert_trained_once(home)
+    assert_trained_once(home, strays=1)
 
 
 def make_home(home: Path, model: Path) -> None:
@@ -231,13 +233,13 @@ def make_home(home: Path, model: Path) -> None:
     close(system)
 
 
-def assert_stopped_by_a_full_disk(home: Path, status: int, said: str) -> None:
+def assert_stopped_by_a_full_disk(home: Path, status: int, said: str, *, strays: int = 0) -> None:
     assert "Traceback" not in said, said
     assert status == 12, said
     assert said.startswith("llmos: error: "), said
     assert "there is no room" in said
     assert "llmos: hint:" in said
-    found = books(home)
+    found = books(home, strays=strays)
     with opened(home) as system:
         job_id = only_job(system)
         job = system.parts.jobs.job(job_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ PLACE = "ward|records"
 
 
 def name_of(unit: str) -> str:
-    return unit.encode().hex().rjust(32, "0")
+    return hashlib.sha256(unit.encode()).hexdigest()[:32]
 
 
 def read(
