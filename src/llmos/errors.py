@@ -9,9 +9,9 @@ LlmosError
   BudgetError:     InvalidPrivacyParameter, BudgetExceeded, UnaccountableMechanism, LedgerConflict
   DataError:       MalformedRecord, UnknownDataset, DatasetExists
   ModelError:      UnknownModel, ModelExists, UnsupportedModel
-  EngineError:     SelfTestFailed
+  EngineError:     SelfTestFailed, AggregationAborted
   IntegrityError:  TamperedObject, TamperedLog, VerificationFailed, HashMismatch,
-                   CheckpointRefused, StaleCheckpoint
+                   CheckpointRefused, StaleCheckpoint, UpdateRefused
   StorageError:    StorageFull, HomeExists, HomeMissing
   NetworkError
   JobError:        UnknownJob, JobBusy, JobOvertaken, JobCancelled, JobInterrupted
@@ -82,10 +82,8 @@ class PermissionDenied(AccessError):
             f"{principal} may not {action} {resource}{detail}",
             hint="ask a steward for the right, or see `llmos policy show`",
         )
-        self.principal = principal
-        self.action = action
-        self.resource = resource
-        self.reason = reason
+        self.principal, self.action = principal, action
+        self.resource, self.reason = resource, reason
 
 
 class PolicyError(AccessError):
@@ -169,9 +167,7 @@ class InvalidPrivacyParameter(BudgetError):
     def __init__(self, name: str, value: object, expected: str) -> None:
         """Name the parameter, what was given and what is allowed."""
         super().__init__(f"{name} must be {expected}, not {value!r}")
-        self.name = name
-        self.value = value
-        self.expected = expected
+        self.name, self.value, self.expected = name, value, expected
 
 
 class BudgetExceeded(BudgetError):
@@ -221,8 +217,7 @@ class MalformedRecord(DataError):
             f"{source}, line {line}: {reason}; nothing was imported",
             hint=hint or "correct that line and import the file again",
         )
-        self.line = line
-        self.reason = reason
+        self.line, self.reason = line, reason
 
 
 class UnknownDataset(DataError):
@@ -270,6 +265,10 @@ class SelfTestFailed(EngineError):
     """The engine's own check of its first step failed; the job was stopped."""
 
 
+class AggregationAborted(EngineError):
+    """Fewer sites than the threshold contributed; nothing was unmasked and nothing is learned."""
+
+
 class IntegrityError(LlmosError):
     """Stored or received bytes are not what was written or signed."""
 
@@ -307,6 +306,17 @@ class StaleCheckpoint(CheckpointRefused):
         """Say how many entries the witness saw last."""
         super().__init__(f"the checkpoint that was witnessed last has {size} entries")
         self.size = size
+
+
+class UpdateRefused(IntegrityError):
+    """A site's update or message is malformed, of the wrong shape, replayed or forged."""
+
+    http_status = 422
+
+    def __init__(self, site: str, reason: str) -> None:
+        """Name the site, or `coordinator`, and say what is wrong with what it sent."""
+        super().__init__(f"a message of {site} is refused: {reason}")
+        self.site = site
 
 
 class StorageError(LlmosError):
