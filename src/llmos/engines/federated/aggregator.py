@@ -53,9 +53,13 @@ class Aggregator:
         self._sum = np.zeros(session.update.entries, dtype=np.uint32)
 
     def add_advertisement(self, message: Advertisement) -> None:
-        """Take a site's keys, if it signed them."""
+        """Take a site's keys, if it signed them; sites would refuse a roster with a key twice."""
         self._admit(message.session, message.site, Step.ADVERTISE_KEYS)
         check_advertisement(self._session, message, self._verify)
+        known = {key for m in self._keys.values() for key in (m.sealing_key, m.masking_key)}
+        given = {message.sealing_key, message.masking_key}
+        if message.sealing_key == message.masking_key or given & known:
+            raise UpdateRefused(message.site, "one of its keys was advertised before")
         self._keys[message.site] = message
         self._heard[self.step].add(message.site)
 

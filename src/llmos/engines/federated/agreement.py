@@ -41,13 +41,19 @@ def agree(
         UpdateRefused: the peer's public key is none, or gives everyone the same key.
     """
     own_key = private.public_key().public_bytes_raw()
-    try:
-        shared = private.exchange(X25519PublicKey.from_public_bytes(peer_key))
-    except ValueError as error:
-        raise UpdateRefused(peer, "its public key is none") from error
+    shared = _exchange(private, peer_key, peer)
     label = LABEL + b"/" + purpose.encode()
     info = framed(label, session, *sorted((own_key, peer_key)))
     return HKDF(hashes.SHA256(), KEY_BYTES, salt=None, info=info).derive(shared)
+
+
+def check_public_key(key: bytes, site: str) -> None:
+    """Try a site's public key before others depend on it.
+
+    Raises:
+        UpdateRefused: it is none, or gives everyone the same key.
+    """
+    _exchange(X25519PrivateKey.generate(), key, site)
 
 
 def seal(key: bytes, plaintext: bytes, context: bytes) -> bytes:
@@ -66,3 +72,10 @@ def unseal(key: bytes, sealed: bytes, context: bytes, *, sender: str) -> bytes:
         return AESGCM(key).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], context)
     except (InvalidTag, ValueError) as error:
         raise UpdateRefused(sender, "its sealed shares do not open") from error
+
+
+def _exchange(private: X25519PrivateKey, peer_key: bytes, peer: str) -> bytes:
+    try:
+        return private.exchange(X25519PublicKey.from_public_bytes(peer_key))
+    except ValueError as error:  # the wrong length, or a point of low order
+        raise UpdateRefused(peer, "its public key is none") from error

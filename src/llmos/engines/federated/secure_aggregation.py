@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from numpy.typing import NDArray
 
 from llmos.engines.federated import codec, shamir
-from llmos.engines.federated.agreement import Purpose, agree, seal, unseal
+from llmos.engines.federated.agreement import Purpose, agree, check_public_key, seal, unseal
 from llmos.engines.federated.masking import SEED_BYTES, add_mask, pair_sign
 from llmos.engines.federated.messages import (
     Advertisement,
@@ -231,12 +231,14 @@ def check_advertisement(session: Session, message: Advertisement, verify: Verify
     """Hold a site's keys against its signature.
 
     Raises:
-        UpdateRefused: the site did not sign them for this session.
+        UpdateRefused: the site did not sign them for this session, or they are none.
     """
     session.check(message.session, message.site)
     statement = session.key_statement(message.site, message.sealing_key, message.masking_key)
     if not verify(message.site, statement, message.signature):
         raise UpdateRefused(message.site, "its keys are not signed by it for this attempt")
+    for key in (message.sealing_key, message.masking_key):
+        check_public_key(key, message.site)
 
 
 def roster_digest(session: Session, roster: Mapping[str, Advertisement]) -> bytes:

@@ -10,7 +10,7 @@ from tests.unit.engines.federated.conftest import NAMES, Federation, make_sessio
 
 from llmos.engines.federated.aggregator import Aggregator
 from llmos.engines.federated.codec import encode_integers
-from llmos.engines.federated.messages import SurvivorSignature, UnmaskingShares
+from llmos.engines.federated.messages import Advertisement, SurvivorSignature, UnmaskingShares
 from llmos.engines.federated.secure_aggregation import Step
 from llmos.engines.federated.shamir import PRIME, SHARE_BYTES
 from llmos.errors import AggregationAborted, EngineError, UpdateRefused
@@ -104,6 +104,25 @@ def test_a_dropout_cannot_come_back() -> None:
         federation.aggregator.add_input(A, b"")
     federation.mask(deliveries)
     assert np.array_equal(federation.unmask(), federation.sum_of((B, C, D)))
+
+
+@pytest.mark.parametrize("kind", ["copied", "own twice", "low order"])
+def test_keys_that_would_end_the_others_attempts_are_refused(kind: str) -> None:
+    """A site signs what it likes; the coordinator goes on without it."""
+    federation = Federation(make_session(4))
+    federation.aggregator.add_advertisement(first := federation.sites[A].advertise())
+    masking = federation.sites[B].advertise().masking_key
+    sealing = {"copied": first.masking_key, "own twice": masking, "low order": bytes(32)}[kind]
+    statement = federation.session.key_statement(B, sealing, masking)
+    signature = federation.keys[B].sign(statement)
+    message = Advertisement(federation.session.digest, B, sealing, masking, signature)
+    with pytest.raises(UpdateRefused, match=r"advertised before|public key is none") as refused:
+        federation.aggregator.add_advertisement(message)
+    assert refused.value.site == B
+    for site in (C, D):
+        federation.aggregator.add_advertisement(federation.sites[site].advertise())
+    federation.mask(federation.share_keys(federation.aggregator.roster()))
+    assert np.array_equal(federation.unmask(), federation.sum_of((A, C, D)))
 
 
 def test_ending_a_step_twice_or_early_is_a_fault_of_the_caller() -> None:
