@@ -22,6 +22,7 @@ from llmos.verbs.access import AccessVerbs
 from llmos.verbs.approvals import ApprovalVerbs
 from llmos.verbs.budgets import BudgetVerbs
 from llmos.verbs.data import DataVerbs
+from llmos.verbs.federation import FederationVerbs
 from llmos.verbs.jobs import JobVerbs
 from llmos.verbs.log import LogVerbs
 from llmos.verbs.parties import PartyVerbs
@@ -141,6 +142,11 @@ class System:
     def parties(self) -> PartyVerbs:
         """Return the verbs on parties: this home's CA, its memberships, whom it trusts."""
         return PartyVerbs(self.parts)
+
+    @property
+    def federation(self) -> FederationVerbs:
+        """Return the verbs on federated trainings, of a coordinator and of a site."""
+        return FederationVerbs(self.parts)
 
     @property
     def people(self) -> PeopleVerbs:

@@ -35,6 +35,9 @@ NOUNS: Final[dict[str, tuple[str, str]]] = {
     "vault": ("vault", "Show and rotate the vault's keys; change how the root key is kept."),
     "policy": ("policy", "Show, check, test, explain and change the access policies."),
     "party": ("party", "Let partners join by certificate, join theirs, trust an own CA."),
+    "coordinator": ("coordinator", "Run federated trainings with other organisations' sites."),
+    "site": ("site", "Take part in federated trainings, and decide in which."),
+    "federate": ("federate", "Propose federated trainings, and follow them."),
     "log": ("log", "Show, verify, prove, export, inspect and witness the audit log."),
 }
 

@@ -200,7 +200,7 @@ class Monitor:
         action: Action,
         resource: Resource,
         *,
-        context: Mapping[str, str] = _EMPTY,
+        context: Mapping[str, Any] = _EMPTY,
     ) -> None:
         """Return if policy allows an act that changes nothing and opens no object.
 
@@ -217,7 +217,7 @@ class Monitor:
         resource: Resource,
         *,
         details: Mapping[str, Any] = _EMPTY,
-        context: Mapping[str, str] = _EMPTY,
+        context: Mapping[str, Any] = _EMPTY,
     ) -> Iterator[Connection]:
         """Yield the transaction of an allowed act and record it there when the block ends.
 
@@ -271,7 +271,7 @@ class Monitor:
         key: str,
         objects: Iterable[str],
         charge: Charge | None,
-        context: Mapping[str, str] = _EMPTY,
+        context: Mapping[str, Any] = _EMPTY,
         details: Mapping[str, Any] = _EMPTY,
     ) -> Iterator[Grant]:
         """Authorise, reserve and record in one transaction, then yield the grant for the block.
@@ -326,7 +326,7 @@ class Monitor:
         }
 
     def _decide(
-        self, who: Principal, action: Action, resource: Resource, context: Mapping[str, str]
+        self, who: Principal, action: Action, resource: Resource, context: Mapping[str, Any]
     ) -> _Recorder:
         decision = self.policy.decide(who, action, resource, context)
         recorder = _Recorder(self.log, who, action, resource, decision)

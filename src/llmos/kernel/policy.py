@@ -65,6 +65,8 @@ class Action(StrEnum):
     ADMIT_PARTIES = "admit-parties"
     MANAGE_POLICY = "manage-policy"
     LOGIN = "login"
+    COORDINATE = "coordinate"
+    FEDERATE = "federate"
 
 
 # A narrowed API key that could do these would make itself a wide one.
@@ -141,7 +143,7 @@ class Policy:
         )
 
     def decide(
-        self, who: Principal, action: Action, resource: Resource, context: Mapping[str, str]
+        self, who: Principal, action: Action, resource: Resource, context: Mapping[str, Any]
     ) -> Decision:
         """Tell whether the policies allow this act; an error anywhere is a denial."""
         if why := _beyond_key(who, action, context):
@@ -171,7 +173,7 @@ class Policy:
         return Decision(False, policies, "no policy permits it")
 
 
-def _beyond_key(who: Principal, action: Action, context: Mapping[str, str]) -> str:
+def _beyond_key(who: Principal, action: Action, context: Mapping[str, Any]) -> str:
     """Say why the API key that was used does not cover an act; nothing when it does."""
     if who.actions is not None and action not in who.actions:
         return f"the API key is not for {action}"

@@ -30,7 +30,7 @@ from llmos.parties.encoding import (
     serial_of,
     to_pem,
 )
-from llmos.parties.peers import Anchor
+from llmos.parties.peers import Anchor, parse_id
 from llmos.parties.tables import join_tokens, parties, party_authority, party_certificates
 from llmos.parties.tokens import JoinToken, fingerprint
 
@@ -131,6 +131,22 @@ class PartyAuthority:
         with self.kernel.store.read() as conn:
             names = conn.execute(select(parties.c.name).where(parties.c.revoked_at.is_(None)))
             return frozenset(PartyId(self.organisation, name) for name in names.scalars())
+
+    def certificates(self, uris: Iterable[str], at: datetime) -> dict[str, str]:
+        """Return the newest valid certificate (PEM) of each party.
+
+        Raises:
+            UnknownParty: one has none.
+        """
+        found = {}
+        with self.kernel.store.read() as conn:
+            for uri in uris:
+                name = str(parse_id(uri).party)
+                valid = [row for row in _unrevoked(conn, name) if row.expires_at > timestamp(at)]
+                if not valid:
+                    raise unknown(name)
+                found[uri] = max(valid, key=lambda row: row.issued_at).certificate
+        return found
 
     def issue(
         self,

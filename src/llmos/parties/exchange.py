@@ -8,7 +8,7 @@ from http.client import HTTPException, HTTPSConnection, RemoteDisconnected
 from typing import Final
 from urllib.parse import urlsplit
 
-from llmos.errors import CertificateRefused, ConfigError, JoinRefused, NetworkError
+from llmos.errors import CertificateRefused, ConfigError, JoinRefused, LlmosError, NetworkError
 
 TIMEOUT_S: Final = 30.0
 _LARGEST_ANSWER_BYTES: Final = 1 << 20
@@ -32,21 +32,37 @@ def check_url(url: str) -> tuple[str, int]:
     return host, port
 
 
-def call(url: str, context: ssl.SSLContext, path: str, body: bytes | None = None) -> bytes:
+def call(
+    url: str,
+    context: ssl.SSLContext,
+    path: str,
+    body: bytes | None = None,
+    *,
+    largest_bytes: int = _LARGEST_ANSWER_BYTES,
+    refused: type[LlmosError] = JoinRefused,
+) -> bytes:
     """Send one request, a POST if it has a body, and return the answer's body.
+
+    Args:
+        url: of the server.
+        context: who is believed to be the server, and who calls.
+        path: of the request.
+        body: None for a GET.
+        largest_bytes: of an answer that is read.
+        refused: what is raised where the server refuses the request.
 
     Raises:
         ConfigError: the URL is none.
         NetworkError: the server cannot be reached, or answers with a fault of its own.
         CertificateRefused: one of the two sides does not accept the other's certificate.
-        JoinRefused: the server refuses the request; the message is its own.
+        JoinRefused, or `refused`: the server refuses the request; the message is its own.
     """
     host, port = check_url(url)
     connection = HTTPSConnection(host, port, context=context, timeout=TIMEOUT_S)
     try:
         connection.request("GET" if body is None else "POST", path, body=body)
         answer = connection.getresponse()
-        content = answer.read(_LARGEST_ANSWER_BYTES)
+        content = answer.read(largest_bytes)
     except ssl.SSLError as error:
         raise CertificateRefused(
             f"no handshake with {url}: {error.strerror or error}",
@@ -69,7 +85,7 @@ def call(url: str, context: ssl.SSLContext, path: str, body: bytes | None = None
             f"{url} gave no answer that can be used: status {answer.status}, {len(content)} bytes"
         )
     if answer.status != _OK:
-        raise JoinRefused(f"{url}: {_message(content) or f'status {answer.status}'}")
+        raise refused(f"{url}: {_message(content) or f'status {answer.status}'}")
     return content
 
 

@@ -66,12 +66,13 @@ def serve_parties(
 def build_app(ca: PartyAuthority, who: Principal) -> Starlette:
     """Return the application over one CA; read the layers from the last line upwards."""
     app = Starlette(routes=routes(ca, who))
-    layer: ASGIApp = app.router
-    layer = limit_concurrency(layer, MAX_CONCURRENT_REQUESTS)
-    layer = limit_body(layer, MAX_BODY_BYTES)
-    layer = render_errors(layer)
-    app.middleware_stack = identify(layer)
+    app.middleware_stack = identify(render_errors(limited(app.router)))
     return app
+
+
+def limited(router: ASGIApp) -> ASGIApp:
+    """Return the routes of the door with what their requests may take."""
+    return limit_body(limit_concurrency(router, MAX_CONCURRENT_REQUESTS), MAX_BODY_BYTES)
 
 
 def routes(ca: PartyAuthority, who: Principal) -> list[Route]:

@@ -1,0 +1,200 @@
+"""The federated jobs that this home is asked for as a site, and what its stewards said to them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any, Final
+
+import rfc8785
+from sqlalchemy import Connection, Row, insert, select, update
+
+from llmos.errors import CertificateRefused, JobError, UnknownJob
+from llmos.federations.manifest import Manifest, SignedManifest, stored
+from llmos.federations.tables import coordinators, site_jobs
+from llmos.kernel.store import Store, now, timestamp
+
+_YEAR: Final = timedelta(days=365)
+
+
+class InvitationState(StrEnum):
+    """Where a job stands at a site; only what is approved or admitted by policy ever runs."""
+
+    PROPOSED = "proposed"  # nobody here has said yes
+    APPROVED = "approved"  # a steward has
+    RUNNING = "running"  # admitted: the ledger holds its cost
+    DONE = "done"
+    REFUSED = "refused"
+    WITHDRAWN = "withdrawn"  # a steward stopped it while it ran
+    FAILED = "failed"
+
+
+ENDED: Final = frozenset(
+    {
+        InvitationState.DONE,
+        InvitationState.REFUSED,
+        InvitationState.WITHDRAWN,
+        InvitationState.FAILED,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SitePlan:
+    """What this site admitted: fixed then, so that every restart charges the same mechanism."""
+
+    fingerprint: str  # of the dataset
+    units: int
+    noise_multiplier: float | None  # None: without privacy
+    epsilon: float | None  # of all rounds, PLD, at the manifest's delta
+
+    @property
+    def text(self) -> str:
+        """The plan as a row keeps it."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Invitation:
+    """One job that a coordinator asks this site for."""
+
+    id: str
+    organisation: str
+    signed: SignedManifest
+    state: InvitationState
+    decider: str | None
+    reason: str | None
+    plan: SitePlan | None  # None: not admitted yet
+    update_round: int | None
+    update_object: str | None
+    released: tuple[str, ...] | None  # the sites of the sum that shares were given to unmask
+    created_at: str
+    updated_at: str
+
+    @property
+    def manifest(self) -> Manifest:
+        """Return what the job runs."""
+        return self.signed.manifest
+
+
+def pin_coordinator(conn: Connection, organisation: str, keys: str) -> None:
+    """Keep a coordinator's public keys at the first contact, and insist on them from then on.
+
+    Raises:
+        CertificateRefused: they are others than before.
+    """
+    this = coordinators.c.organisation == organisation
+    known = conn.execute(select(coordinators.c["keys"]).where(this)).scalar()
+    if known is None:
+        conn.execute(insert(coordinators).values(organisation=organisation, keys=keys))
+    elif known != keys:
+        raise CertificateRefused(
+            f"the coordinator of {organisation} signs with other keys than before",
+            hint="it may have a new home: leave the federation and join it by a new token",
+        )
+
+
+def forget_coordinator(conn: Connection, organisation: str) -> None:
+    """Forget a coordinator's keys, as its membership ends."""
+    conn.execute(coordinators.delete().where(coordinators.c.organisation == organisation))
+
+
+def receive(conn: Connection, signed: SignedManifest, organisation: str) -> None:
+    """Store a job that was proposed to this site."""
+    at = now()
+    conn.execute(
+        insert(site_jobs).values(
+            id=signed.manifest.id,
+            organisation=organisation,
+            envelope=rfc8785.dumps(signed.envelope).decode(),
+            state=InvitationState.PROPOSED,
+            created_at=at,
+            updated_at=at,
+        )
+    )
+
+
+def change(
+    conn: Connection,
+    job_id: str,
+    *before: InvitationState,
+    **values: str | int | None,
+) -> None:
+    """Change a job that is in one of the states `before`.
+
+    Raises:
+        UnknownJob: there is none of this id.
+        JobError: it is in another state.
+    """
+    this = (site_jobs.c.id == job_id) & site_jobs.c.state.in_(before)
+    if not conn.execute(update(site_jobs).where(this).values(**values, updated_at=now())).rowcount:
+        raise JobError(f"{job_id} is {_read(conn, job_id).state}", hint="`llmos site jobs`")
+
+
+def released(conn: Connection, job_id: str, number: int) -> tuple[str, ...] | None:
+    """Return the sites of the sum of a round that this site has helped to unmask, if it has."""
+    job = _read(conn, job_id)
+    return job.released if job.update_round == number else None
+
+
+def invitation(store: Store, job_id: str) -> Invitation:
+    """Return one job.
+
+    Raises:
+        UnknownJob: there is none of this id.
+    """
+    with store.read() as conn:
+        return _read(conn, job_id)
+
+
+def invitations(store: Store) -> list[Invitation]:
+    """Return all jobs, newest first."""
+    order = (site_jobs.c.created_at.desc(), site_jobs.c.id)
+    with store.read() as conn:
+        return [_invitation(row) for row in conn.execute(select(site_jobs).order_by(*order))]
+
+
+def epsilon_of_year(store: Store, dataset: str, at: datetime) -> float:
+    """Return the sum of the epsilons that federated jobs reserved on a dataset in the last year."""
+    recent = site_jobs.c.created_at >= timestamp(at - _YEAR)
+    with store.read() as conn:
+        rows = conn.execute(select(site_jobs).where(recent, site_jobs.c.plan.is_not(None)))
+        jobs = [_invitation(row) for row in rows]
+    plans = [job.plan for job in jobs if job.plan and job.manifest.dataset == dataset]
+    return sum(plan.epsilon or 0.0 for plan in plans)
+
+
+def facts(job: Invitation) -> dict[str, Any]:
+    """Return a job as programs read it."""
+    fields: Mapping[str, Any] = job.manifest.model_dump(mode="json")
+    return {
+        "id": job.id,
+        "state": str(job.state),
+        "organisation": job.organisation,
+        "decider": job.decider,
+        "reason": job.reason,
+        "plan": None if job.plan is None else asdict(job.plan),
+        "created_at": job.created_at,
+        "updated_at": job.updated_at,
+        "manifest": fields,
+        "manifest_sha256": job.manifest.digest,
+    }
+
+
+def _read(conn: Connection, job_id: str) -> Invitation:
+    row = conn.execute(select(site_jobs).where(site_jobs.c.id == job_id)).one_or_none()
+    if row is None:
+        raise UnknownJob(f"no federated job {job_id!r}", hint="`llmos site jobs` lists them")
+    return _invitation(row)
+
+
+def _invitation(row: Row[Any]) -> Invitation:
+    fields = row._asdict()
+    fields["signed"] = stored(json.loads(fields.pop("envelope")))
+    fields["state"] = InvitationState(row.state)
+    fields["plan"] = None if row.plan is None else SitePlan(**json.loads(row.plan))
+    fields["released"] = None if row.released is None else tuple(json.loads(row.released))
+    return Invitation(**fields)

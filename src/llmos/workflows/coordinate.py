@@ -1,0 +1,359 @@
+"""The coordinator: offers jobs to their sites, runs their rounds, and keeps each finished one.
+
+What a job has learnt is one checkpoint a round, written in the transaction that records the round.
+All else lives in memory: who was heard of last, and the attempt under way. So a coordinator that
+is killed goes on with the round that it was in, and no site trains for it twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import rfc8785
+
+from llmos.crypto import dsse
+from llmos.crypto.notes import decode_base64
+from llmos.engines.federated import server_optimizer
+from llmos.engines.federated.server_optimizer import ServerState
+from llmos.errors import (
+    AggregationAborted,
+    JobError,
+    LlmosError,
+    UnknownJob,
+    UpdateRefused,
+    VerificationFailed,
+)
+from llmos.federations import register
+from llmos.federations.manifest import Masked
+from llmos.federations.register import FederatedJob, FederatedState
+from llmos.kernel.identity import Principal
+from llmos.kernel.policy import Action
+from llmos.parties import authority, signatures
+from llmos.workflows import federated_state, publish_federated
+from llmos.workflows.federated_round import ROUND_TYPE, Attempt, PlainAttempt, Task
+from llmos.workflows.federated_state import CHECKPOINT_OBJECT, weights_bytes, weights_sha256
+from llmos.workflows.masked_round import MaskedAttempt
+from llmos.workflows.parts import Parts
+from llmos.workflows.running_federation import Running, read_answer
+
+LIVE_S: Final = 30.0  # a site that was not heard of for so long takes no part in a new attempt
+PHASE_S: Final = 60.0  # for what takes a site no training
+_MOST_ATTEMPTS: Final = 20
+Told = Callable[[str], None]
+
+
+class Coordinator:
+    """All federated jobs of one home, while its server runs."""
+
+    def __init__(
+        self, who: Principal, parts: Parts, *, tell: Told, changed: Callable[[], None]
+    ) -> None:
+        """Go on with the jobs that are not ended.
+
+        Args:
+            who: runs the coordinator.
+            parts: of the home.
+            tell: gets one line for people when something happens.
+            changed: is called when sites may have something new to do.
+        """
+        self._who = who
+        self._parts = parts
+        self._tell = tell
+        self._changed = changed
+        self._lock = threading.RLock()
+        self._running: dict[str, Running] = {}
+        self._ended: dict[str, FederatedJob] = {}
+        self._final: dict[str, ServerState] = {}  # of those that are done
+        self._heard: dict[str, float] = {}
+        self.instance = secrets.token_hex(8)  # versions of another process say nothing
+        self.version = 1
+
+    # what sites ask
+
+    def instructions(self, site: str) -> list[dict[str, Any]]:
+        """Return what a site has to know and to do, for each of its jobs."""
+        with self._lock:
+            self._heard[site] = time.monotonic()
+            found = [run.instruction(site) for run in self._running.values()]
+            ended = [
+                self._end_of(job) for job in self._ended.values() if site in job.manifest.sites
+            ]
+        return [one for one in found if one is not None] + ended
+
+    def answer(self, site: str, job_id: str, envelope: Mapping[str, Any]) -> None:
+        """Keep a site's signed yes, no or last word.
+
+        Raises:
+            UnknownJob: the site has no such job.
+            VerificationFailed, RequestError: the answer is not signed by the key that it names, is
+                another site's, or of another manifest.
+        """
+        with self._lock:
+            run = self._of(site, job_id)
+            said = read_answer(envelope, site, run.job.manifest.digest)
+            before = run.answers.get(site)
+            if before is not None and before["vkey"] != said["vkey"]:
+                raise VerificationFailed(f"{site} answers with another key than before")
+            details = {"job": job_id, "site": site, "accepted": said["accepted"]}
+            with self._act(details) as conn:
+                register.keep_answer(conn, job_id, site, envelope)
+            run.answers[site] = said
+            word = "takes part" if said["accepted"] else f"does not take part: {said['reason']}"
+            self._tell(f"{job_id}: {site} {word}")
+            if run.attempt is not None and not said["accepted"]:
+                self._abort(run, f"{site} has left")
+            self._bump()
+        self.tick()
+
+    def receive(
+        self, site: str, job_id: str, number: int, attempt: int, phase: str, body: bytes
+    ) -> None:
+        """Take a site's message for a round.
+
+        Raises:
+            UnknownJob: the site has no such job.
+            UpdateRefused: the message is no good; the site is named in the log.
+        """
+        with self._lock:
+            run = self._of(site, job_id)
+            before = None if run.attempt is None else run.attempt.phase
+            try:
+                run.check(site, number, attempt).receive(site, phase, body)
+            except UpdateRefused as refused:
+                self._record({"job": job_id, "refused": site, "why": refused.message})
+                self._tell(f"{job_id}: {refused.message}")
+                raise
+            run.bytes_up[site] = run.bytes_up.get(site, 0) + len(body)
+            if run.attempt is not None and run.attempt.phase != before:
+                run.phase_began = time.monotonic()
+            self._conclude(run)
+            self._bump()
+
+    def weights(self, site: str, job_id: str, digest: str) -> bytes:
+        """Return the global weights that a task names, as float32.
+
+        Raises:
+            UnknownJob: the site has no such job, or these are not its weights now.
+        """
+        with self._lock:
+            ended = self._ended.get(job_id)
+            if ended is not None and site in ended.manifest.sites:
+                state = self._final.get(job_id)
+            else:
+                state = self._of(site, job_id).state
+        if state is None or weights_sha256(state) != digest:
+            raise UnknownJob(f"{job_id} has no such weights now")
+        return weights_bytes(state)
+
+    def largest_body(self, site: str, job_id: str) -> int:
+        """Return how many bytes the next message of a job may have.
+
+        Raises:
+            UnknownJob: the site has no such job.
+        """
+        with self._lock:
+            attempt = self._of(site, job_id).attempt
+            return 0 if attempt is None else attempt.largest_body()
+
+    # what time brings
+
+    def tick(self) -> None:
+        """Take up new jobs, close what is over time, begin what can begin."""
+        with self._lock:
+            self._reload()
+            for run in list(self._running.values()):
+                try:
+                    self._advance(run)
+                except LlmosError as error:
+                    self._end(run, FederatedState.FAILED, error.message)
+
+    # inside
+
+    def _of(self, site: str, job_id: str) -> Running:
+        run = self._running.get(job_id)
+        if run is None or site not in run.job.manifest.sites:
+            raise UnknownJob(f"there is no running job {job_id!r} of {site}")
+        return run
+
+    def _reload(self) -> None:
+        for job in register.jobs(self._parts.kernel.store):
+            if job.state is FederatedState.RUNNING and job.id not in self._running:
+                read = register.answers(self._parts.kernel.store, job.id)
+                digest = job.manifest.digest
+                said = {site: read_answer(one, site, digest) for site, one in read.items()}
+                optimizer = federated_state.optimizer(job.manifest.server)
+                state = federated_state.load(job, self._who, self._parts)
+                self._running[job.id] = Running(job, state, optimizer, said)
+                self._tell(f"{job.id}: offered to {len(job.manifest.sites)} sites")
+                self._bump()
+            elif job.state is not FederatedState.RUNNING and job.id not in self._ended:
+                self._note_end(job.id)
+
+    def _advance(self, run: Running) -> None:
+        manifest, now = run.job.manifest, time.monotonic()
+        if run.finishing:
+            return
+        if run.state.round >= manifest.rounds:
+            run.finishing = True
+            threading.Thread(target=self._publish, args=(run,), name=run.job.id).start()
+            return
+        if run.attempt is not None:
+            allowed = manifest.deadline_s if run.attempt.phase == "upload" else PHASE_S
+            if now - run.phase_began > allowed:
+                late = ", ".join(run.attempt.missing())
+                self._tell(f"{run.job.id}: round {run.state.round + 1}: late: {late}")
+                try:
+                    run.attempt.close_phase()
+                    run.phase_began = now
+                except AggregationAborted as aborted:
+                    self._abort(run, aborted.message)
+                self._conclude(run)
+                self._bump()
+            return
+        willing = {
+            site: int(said["units"])
+            for site, said in run.answers.items()
+            if said["accepted"] and now - self._heard.get(site, -LIVE_S) < LIVE_S
+        }
+        refused = [site for site, said in run.answers.items() if not said["accepted"]]
+        if len(manifest.sites) - len(refused) < manifest.minimum_sites:
+            raise JobError(f"too few sites are left: {', '.join(refused)} said no")
+        everybody = len(willing) == len(manifest.sites) - len(refused)
+        if len(willing) >= manifest.minimum_sites and (everybody or now - run.began > LIVE_S):
+            self._begin(run, willing)
+
+    def _begin(self, run: Running, willing: Mapping[str, int]) -> None:
+        manifest = run.job.manifest
+        if run.attempts >= _MOST_ATTEMPTS:
+            raise JobError(f"round {run.state.round + 1} was begun {run.attempts} times in vain")
+        run.attempts += 1
+        task = Task(
+            manifest.id,
+            manifest.digest,
+            run.state.round,
+            run.attempts,
+            weights_sha256(run.state),
+            dict(sorted(willing.items())),
+        )
+        key = self._parts.kernel.certificate_key
+        run.task = dsse.sign(rfc8785.dumps(task.to_dict()), ROUND_TYPE, key)
+        run.attempt = self._attempt(run, task)
+        run.began = run.phase_began = time.monotonic()
+        run.bytes_up = {}
+        self._tell(
+            f"{run.job.id}: round {run.state.round + 1} of {manifest.rounds}, "
+            f"attempt {run.attempts}, {len(willing)} sites"
+        )
+        self._bump()
+
+    def _attempt(self, run: Running, task: Task) -> Attempt:
+        if not isinstance(run.job.manifest.aggregation, Masked):
+            return PlainAttempt(task, run.job.manifest)
+        kernel, at = self._parts.kernel, datetime.now(UTC)
+        ca = authority.load(kernel)
+        certificates = ca.certificates(task.participants, at)
+        verify = signatures.verifier(certificates, (ca.anchor(self._who, at),), at)
+        return MaskedAttempt(task, run.job.manifest, certificates, verify)
+
+    def _abort(self, run: Running, why: str) -> None:
+        self._tell(f"{run.job.id}: round {run.state.round + 1} begins again: {why}")
+        self._record({"job": run.job.id, "round": run.state.round, "aborted": why})
+        run.attempt = None
+        run.began = time.monotonic()
+
+    def _conclude(self, run: Running) -> None:
+        """Take the mean of a finished attempt, keep it and record it in one transaction."""
+        mean = None if run.attempt is None else run.attempt.result()
+        if mean is None:
+            return
+        before = run.state
+        after = server_optimizer.step(run.optimizer, before, mean.update)
+        facts: dict[str, Any] = {
+            "attempts": run.attempts,
+            "sites": list(mean.sites),
+            "seconds": round(time.monotonic() - run.began, 3),
+            "bytes_up": run.bytes_up,
+            "weights_before": weights_sha256(before),
+            "weights_after": weights_sha256(after),
+            "task_sha256": hashlib.sha256(decode_base64(run.task["payload"])).hexdigest(),
+        }
+        vault = self._parts.kernel.vault
+        object_id = vault.put(CHECKPOINT_OBJECT, server_optimizer.encode(after))
+        details = {"job": run.job.id, "round": before.round, **facts}
+        with self._act(details) as conn:
+            register.keep_round(conn, run.job.id, before.round, object_id, facts)
+        if run.job.checkpoint is not None:
+            vault.delete(run.job.checkpoint)
+        run.job = register.job(self._parts.kernel.store, run.job.id)
+        run.state, run.attempt, run.attempts = after, None, 0
+        run.began = time.monotonic()
+        self._tell(
+            f"{run.job.id}: round {after.round} done in {facts['seconds']:.1f} s, "
+            f"{sum(run.bytes_up.values()):,} bytes up from {len(mean.sites)} sites"
+        )
+        self._advance(run)
+
+    def _publish(self, run: Running) -> None:
+        """Register the trained adapter and end the job; then the sites are told."""
+        try:
+            result = publish_federated.at_coordinator(
+                run.job, run.state, run.answers, self._who, self._parts
+            )
+            self._tell(f"{run.job.id}: done: model {result['model']}")
+            with self._lock:
+                self._note_end(run.job.id)
+        except LlmosError as error:
+            with self._lock:
+                self._end(run, FederatedState.FAILED, error.message)
+
+    def _end(self, run: Running, state: FederatedState, why: str) -> None:
+        details = {"job": run.job.id, "ended": str(state), "why": why}
+        with self._act(details) as conn:
+            register.end(conn, run.job, state, why)
+        if run.job.checkpoint is not None:
+            self._parts.kernel.vault.delete(run.job.checkpoint)
+        self._tell(f"{run.job.id}: {state}: {why}")
+        self._note_end(run.job.id)
+
+    def _end_of(self, job: FederatedJob) -> dict[str, Any]:
+        told: dict[str, Any] = {"job": job.id, "kind": "ended", "state": str(job.state)}
+        if (final := self._final.get(job.id)) is not None:
+            told["weights_sha256"] = weights_sha256(final)
+        return told
+
+    def _note_end(self, job_id: str) -> None:
+        """Remember an ended job, for its sites to hear of it and to fetch what it has learnt."""
+        job = register.job(self._parts.kernel.store, job_id)
+        self._running.pop(job_id, None)
+        self._ended[job_id] = job
+        if job.state is FederatedState.DONE:
+            self._final[job_id] = federated_state.load(job, self._who, self._parts)
+        self._bump()
+
+    def _act(self, details: Mapping[str, Any]) -> Any:  # noqa: ANN401 - a context manager
+        kernel = self._parts.kernel
+        return kernel.monitor.act(self._who, Action.COORDINATE, kernel.home, details=details)
+
+    def _record(self, details: Mapping[str, Any]) -> None:
+        with self._act(details):
+            pass
+
+    def _bump(self) -> None:
+        self.version += 1
+        for run in self._running.values():
+            self._show(run)
+        self._changed()
+
+    def _show(self, run: Running) -> None:
+        """Let `llmos federate show` see the attempt under way, when it has changed."""
+        status = run.status()
+        if status != run.told:
+            run.told = status
+            with self._parts.kernel.store.transaction() as conn:
+                register.tell(conn, run.job.id, status)

@@ -1,0 +1,208 @@
+"""Propose a federated training: sign its manifest and keep it for the coordinator to run."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from llmos.crypto.certificates import PartyId
+from llmos.errors import ConfigError, ModelError
+from llmos.federations import manifest as manifests
+from llmos.federations import register
+from llmos.federations.manifest import (
+    FEWEST_MASKED,
+    Adapter,
+    Local,
+    Manifest,
+    Masked,
+    Plain,
+    Privacy,
+    Server,
+    ServerOptimizer,
+    SignedManifest,
+)
+from llmos.kernel.identity import Principal
+from llmos.kernel.policy import Action
+from llmos.kernel.store import now
+from llmos.models.devices import resolve_device
+from llmos.models.loading import load_base
+from llmos.parties import authority
+from llmos.privacy import check_delta, check_epsilon
+from llmos.workflows import federated_adapter
+from llmos.workflows.parts import Parts
+
+_SEED_BITS: Final = 53
+_SERVER_RATES: Final = {
+    ServerOptimizer.AVERAGE: 1.0,
+    ServerOptimizer.MOMENTUM: 0.5,  # of momentum 0.9: ten steps' worth of it would overshoot
+    ServerOptimizer.ADAM: 1e-2,
+}
+
+
+class FederateRequest(BaseModel):
+    """A job file; what is left out gets a default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    model: str
+    data: str
+    sites: tuple[str, ...] = Field(min_length=2)
+    output: str | None = None
+    purpose: str = "training"
+    method: Literal["ffa-lora", "fed-sb"] = "ffa-lora"
+    rank: int = 16
+    last_layers: int | None = None
+    rounds: int = 10
+    spare_rounds: int = 2
+    local_steps: int = 4
+    batch: int = 16
+    learning_rate: float = 2e-3
+    max_tokens: int = 256
+    max_records_per_unit: int = 4
+    proximal: float = 0.0
+    server: ServerOptimizer = ServerOptimizer.AVERAGE
+    server_learning_rate: float | None = None  # the optimiser's own default
+    privacy: bool = True
+    epsilon: float | None = None
+    delta: float = 1e-5
+    clip: float = 1.0
+    secure_aggregation: bool = True
+    bits: int | None = None
+    minimum_sites: int | None = None
+    deadline_s: float = 600.0
+    validation: str | None = None
+
+
+def read(file: Path) -> FederateRequest:
+    """Read a job file in YAML.
+
+    Raises:
+        ConfigError: it cannot be read, or a field is missing, unknown or out of range.
+    """
+    try:
+        fields = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file} cannot be read as YAML: {_first_line(error)}") from error
+    return check(fields if isinstance(fields, dict) else {})
+
+
+def check(fields: dict[str, Any]) -> FederateRequest:
+    """Check the fields of a job.
+
+    Raises:
+        ConfigError: a field is missing, unknown or out of range.
+    """
+    try:
+        request = FederateRequest.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(
+            f"{'.'.join(map(str, first['loc']))}: {first['msg']}", hint="see docs/federated.md"
+        ) from error
+    if request.privacy != (request.epsilon is not None):
+        raise ConfigError(
+            "a job names its epsilon, or says `privacy: false`",
+            hint="without privacy the model may repeat training data word for word",
+        )
+    if request.epsilon is not None:
+        check_epsilon(request.epsilon)
+        check_delta(request.delta)
+    return request
+
+
+def run(request: FederateRequest, who: Principal, parts: Parts) -> SignedManifest:
+    """Sign the manifest of a job and store it; the running coordinator offers it to the sites.
+
+    Raises:
+        ConfigError: the numbers of sites do not fit together.
+        UnknownParty: this home is no CA, or a site has not joined.
+        UnknownModel, ModelError: the model is no base model of this home.
+        PermissionDenied: policy does not let `who` coordinate.
+    """
+    kernel = parts.kernel
+    kernel.monitor.authorize(who, Action.COORDINATE, kernel.home)
+    if request.validation is not None:
+        parts.datasets.card(request.validation)
+    manifest = make_manifest(request, parts)
+    signed = manifests.sign(manifest, kernel.certificate_key)
+    details = {"propose": manifest.id, "manifest_sha256": manifest.digest, "sites": request.sites}
+    with kernel.monitor.act(who, Action.COORDINATE, kernel.home, details=details) as conn:
+        register.propose(conn, signed, who.name, request.validation)
+    return signed
+
+
+def make_manifest(request: FederateRequest, parts: Parts) -> Manifest:
+    """Derive a manifest: the base model is loaded to say what the trained vector is."""
+    ca = authority.load(parts.kernel)
+    active = {party.party for party in ca.active()}
+    if absent := sorted(set(request.sites) - active):
+        raise authority.unknown(absent[0])
+    base = parts.registry.model(request.model)
+    if base.kind != "base":
+        raise ModelError(f"{request.model} is an adapter", hint=f"use {base.base}")
+    asked = Adapter(
+        parametrisation=request.method,
+        rank=request.rank,
+        last_layers=request.last_layers,
+        seed=secrets.randbits(_SEED_BITS),
+    )
+    loaded = load_base(parts.registry.folder(base), resolve_device(parts.kernel.config.device))
+    adapter = federated_adapter.attach(asked, loaded)
+    sites = sorted(PartyId(ca.organisation, site).uri for site in set(request.sites))
+    aggregation = _aggregation(request, len(sites))
+    fewest = aggregation.threshold if isinstance(aggregation, Masked) else 2
+    fields: dict[str, Any] = {
+        "id": f"fed-{secrets.token_hex(8)}",
+        "created_at": now(),
+        "coordinator": PartyId(ca.organisation, None).uri,
+        "model": base.name,
+        "model_digest": base.digest,
+        "dataset": request.data,
+        "purpose": request.purpose,
+        "output": request.output or f"{request.data}-federated",
+        "adapter": asked,
+        "layout": federated_adapter.layout(adapter, asked, base.digest),
+        "parameters": int(adapter.vector().numel()),
+        "local": Local(
+            steps=request.local_steps,
+            batch=request.batch,
+            learning_rate=request.learning_rate,
+            max_tokens=request.max_tokens,
+            max_records_per_unit=request.max_records_per_unit,
+            proximal=request.proximal,
+        ),
+        "server": Server(
+            optimizer=request.server,
+            learning_rate=request.server_learning_rate or _SERVER_RATES[request.server],
+        ),
+        "privacy": None
+        if request.epsilon is None
+        else Privacy(epsilon=request.epsilon, delta=request.delta, clip=request.clip),
+        "rounds": request.rounds,
+        "spare_rounds": request.spare_rounds,
+        "sites": sites,
+        "minimum_sites": request.minimum_sites or fewest,
+        "aggregation": aggregation,
+        "deadline_s": request.deadline_s,
+    }
+    return manifests.parse(fields)
+
+
+def _aggregation(request: FederateRequest, sites: int) -> Masked | Plain:
+    if not request.secure_aggregation:
+        return Plain.model_validate({"bits": request.bits or 4})
+    if sites < FEWEST_MASKED:
+        raise ConfigError(
+            f"secure aggregation takes {FEWEST_MASKED} sites: of two, each would learn the "
+            "other's update from the sum",
+            hint="add a site, or say `secure_aggregation: false`",
+        )
+    return Masked(threshold=max(FEWEST_MASKED, 2 * sites // 3 + 1), bits=request.bits or 16)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -1,0 +1,391 @@
+"""A site's agent: asks its coordinator what there is to do, and does what this home admits.
+
+The agent calls, nobody calls it. What it may run was installed here before; a job brings numbers.
+It knows four kinds of instructions (a manifest, a phase of a round, waiting, an end) and is safe
+against hearing each of them again.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from queue import Empty, SimpleQueue
+from typing import Any, Final
+
+from llmos.crypto import dsse
+from llmos.crypto.notes import Verifier
+from llmos.errors import (
+    CertificateRefused,
+    JobError,
+    LlmosError,
+    NetworkError,
+    RequestError,
+    UpdateRefused,
+)
+from llmos.federations import invitations
+from llmos.federations.invitations import ENDED, Invitation, InvitationState, SitePlan
+from llmos.federations.manifest import Masked, describe, open_manifest
+from llmos.kernel.identity import Principal
+from llmos.kernel.policy import Action
+from llmos.parties import signatures, trust
+from llmos.parties.authority import home_of
+from llmos.parties.memberships import Membership
+from llmos.workflows import masked_round, site_plan
+from llmos.workflows.federated_round import ROUND_TYPE, UPLOAD, Task, encode
+from llmos.workflows.masked_round import MaskedPart
+from llmos.workflows.parts import Parts
+from llmos.workflows.site_channel import SiteChannel
+from llmos.workflows.site_training import Happened, SiteTraining, Vector
+
+LOOK_S: Final = 0.5  # how often decisions of this home's stewards are looked for
+RETRY_S: Final = 2.0  # after a call that failed
+
+
+@dataclass(slots=True)
+class _Job:
+    """What the agent remembers of a job while it runs."""
+
+    training: SiteTraining
+    residual: Vector | None = None  # what quantisation left out of the last update
+    sent: set[tuple[int, int, str]] = field(default_factory=set)
+    pending: tuple[Task, object] | None = None  # an upload that waits for its training
+    part: MaskedPart | None = None  # of the attempt under way
+    attempt: tuple[int, int] | None = None
+    units: int = 0
+
+
+@dataclass(slots=True)
+class SiteAgent:
+    """One site of one federation."""
+
+    member: Membership
+    who: Principal
+    parts: Parts
+    tell: Callable[[str], None]
+    stop: threading.Event
+    _inbox: SimpleQueue[dict[str, Any] | Happened | CertificateRefused] = field(
+        default_factory=SimpleQueue
+    )
+    _jobs: dict[str, _Job] = field(default_factory=dict)
+    _answered: dict[str, bool] = field(default_factory=dict)
+    _plans: dict[str, SitePlan] = field(default_factory=dict)
+    _hinted: set[str] = field(default_factory=set)
+    _verifier: Verifier | None = None
+
+    @property
+    def _channel(self) -> SiteChannel:
+        return SiteChannel(self.member, self.parts)
+
+    def run(self) -> None:
+        """Work until `stop` is set; a coordinator that cannot be reached is asked again.
+
+        Raises:
+            CertificateRefused: the coordinator is another one than before, or this site's
+                certificate was revoked or is out of date.
+        """
+        self._resume()
+        poller = threading.Thread(target=self._poll, name="poll", daemon=True)
+        poller.start()
+        try:
+            while not self.stop.is_set():
+                try:
+                    item = self._inbox.get(timeout=LOOK_S)
+                except Empty:
+                    self._look()
+                    continue
+                if isinstance(item, CertificateRefused):
+                    raise item
+                self._handle(item)
+                self._look()
+        finally:
+            self.stop.set()
+            for job in self._jobs.values():
+                job.training.stop()
+
+    # from the coordinator
+
+    def _poll(self) -> None:
+        """Ask for instructions, again and again; each answer goes to the inbox."""
+        instance, seen, silent = "", 0, False
+        while not self.stop.is_set():
+            try:
+                if self._verifier is None:
+                    self._verifier = self._channel.coordinator_key()
+                instance, seen, instructions = self._channel.poll(instance, seen)
+                if silent:
+                    self.tell(f"{self.member.url} is there again")
+                silent = False
+                self._inbox.put({"instructions": instructions})
+            except NetworkError as error:
+                if not silent:
+                    self.tell(f"{error.message}; trying again")
+                silent = True
+                self.stop.wait(RETRY_S)
+            except CertificateRefused as error:
+                self._inbox.put(error)
+                return
+
+    def _handle(self, item: dict[str, Any] | Happened) -> None:
+        if isinstance(item, Happened):
+            self._happened(item)
+            return
+        for instruction in item["instructions"]:
+            job_id = str(instruction["job"])
+            try:
+                self._instructed(job_id, instruction)
+            except (NetworkError, UpdateRefused, JobError, RequestError) as error:
+                self.tell(f"{job_id}: {error.message}")
+
+    def _instructed(self, job_id: str, instruction: dict[str, Any]) -> None:
+        match instruction:
+            case {"kind": "manifest", "envelope": dict(envelope)}:
+                self._proposed(envelope)
+            case {"kind": "round", "phase": str(phase), "task": dict(task), "message": message}:
+                self._round(job_id, phase, self._task(task, job_id), message)
+            case {"kind": "ended", "state": str(state)}:
+                self._ended(job_id, state, instruction)
+
+    def _proposed(self, envelope: dict[str, Any]) -> None:
+        """Keep a job that is proposed to this site; nothing runs by that."""
+        assert self._verifier is not None  # noqa: S101 - instructions come after it
+        signed = open_manifest(envelope, self._verifier)
+        manifest, kernel = signed.manifest, self.parts.kernel
+        self._answered.pop(manifest.id, None)  # the coordinator has no answer of ours
+        if any(known.id == manifest.id for known in invitations.invitations(kernel.store)):
+            return
+        if self.member.id.uri not in manifest.sites:
+            raise RequestError(f"{manifest.id} does not name this site")
+        details = {"proposed": manifest.id, "manifest_sha256": manifest.digest}
+        with kernel.monitor.act(
+            self.who, Action.ADMIT_PARTIES, home_of(kernel), details=details
+        ) as conn:
+            invitations.receive(conn, signed, self.member.id.organisation)
+        self.tell(f"{manifest.id} is proposed: {describe(manifest)}")
+
+    def _task(self, envelope: dict[str, Any], job_id: str) -> Task:
+        """Read the signed task of a round, for a job that runs here."""
+        assert self._verifier is not None  # noqa: S101 - instructions come after it
+        payload = dsse.open_envelope(envelope, self._verifier, payload_type=ROUND_TYPE)
+        task = Task(**json.loads(payload))
+        job = self._jobs.get(job_id)
+        if job is None or task.job != job_id:
+            raise JobError(f"{job_id} does not run here")
+        manifest = job.training.job.manifest
+        known = set(task.participants) <= set(manifest.sites)
+        enough = len(task.participants) >= manifest.minimum_sites
+        if task.manifest_sha256 != manifest.digest or not (known and enough):
+            raise RequestError(f"the task of round {task.round} is not one of {job_id}")
+        if task.participants.get(self.member.id.uri) != job.units:
+            raise RequestError(f"the task of round {task.round} weighs this site wrongly")
+        return task
+
+    def _round(self, job_id: str, phase: str, task: Task, message: object) -> None:
+        """Do what a phase asks; training goes on beside the first ones."""
+        job = self._jobs[job_id]
+        if (task.round, task.attempt, phase) in job.sent:
+            return
+        self._train(job, task)
+        if phase == UPLOAD:
+            job.pending = (task, message)
+            self._upload(job_id, job)
+            return
+        if job.attempt != (task.round, task.attempt):
+            key = self._channel.credentials.key
+            job.part = MaskedPart(
+                task,
+                job.training.job.manifest,
+                self.member.id.uri,
+                lambda statement: signatures.sign(key, statement),
+            )
+            job.attempt = (task.round, task.attempt)
+        assert job.part is not None  # noqa: S101 - made with the attempt
+        match phase:
+            case masked_round.ADVERTISE:
+                body = job.part.advertise(self._verifier_of(message, task))
+            case masked_round.SHARE:
+                body = job.part.share(message)
+            case masked_round.CONFIRM:
+                body = job.part.confirm(message, lambda sites: self._release(job_id, task, sites))
+            case masked_round.UNMASK:
+                body = job.part.unmask(message)
+            case _:
+                raise RequestError(f"the coordinator asks for {phase!r}, which there is not")
+        self._channel.send(task, phase, body)
+        job.sent.add((task.round, task.attempt, phase))
+
+    def _verifier_of(self, message: object, task: Task) -> signatures.Verify:
+        """Believe the other sites' certificates as this home believes any party's."""
+        certificates = message.get("certificates") if isinstance(message, dict) else None
+        if not isinstance(certificates, dict) or set(certificates) != set(task.participants):
+            raise RequestError("the coordinator does not show the certificates of all sites")
+        anchors = trust.anchors(self.parts.kernel)
+        return signatures.verifier(certificates, anchors, datetime.now(UTC))
+
+    def _release(self, job_id: str, task: Task, sites: tuple[str, ...]) -> None:
+        """Note, before anything is signed, whose sum this site will help to unmask.
+
+        Two sums of one round over different sites would give away their difference.
+        """
+        kernel = self.parts.kernel
+        with kernel.store.transaction() as conn:
+            before = invitations.released(conn, job_id, task.round)
+            if before is not None and before != sites:
+                raise UpdateRefused(
+                    "coordinator",
+                    f"round {task.round} was unmasked for {', '.join(before)} before",
+                )
+            invitations.change(
+                conn, job_id, InvitationState.RUNNING, released=json.dumps(list(sites))
+            )
+
+    def _train(self, job: _Job, task: Task) -> None:
+        """Begin to train a round with the global weights that its task names."""
+        if job.training.asked(task.round):
+            return
+        manifest = job.training.job.manifest
+        weights = self._channel.weights(task.job, task.weights_sha256, manifest)
+        job.training.train(task, weights)
+
+    def _upload(self, job_id: str, job: _Job) -> None:
+        """Send an update that is asked for, once it is trained."""
+        if job.pending is None:
+            return
+        task, message = job.pending
+        update = job.training.update(task.round)
+        if update is None:
+            return
+        job.pending = None
+        manifest, residual = job.training.job.manifest, job.residual
+        if isinstance(manifest.aggregation, Masked):
+            if job.part is None or job.attempt != (task.round, task.attempt):
+                raise RequestError(f"round {task.round} was not begun here")
+            body = job.part.upload(message, update)
+        else:
+            body, residual = encode(update, job.residual, manifest, task)
+        self._channel.send(task, UPLOAD, body)
+        job.sent.add((task.round, task.attempt, UPLOAD))
+        job.residual = residual
+        self.tell(f"{job_id}: round {task.round + 1}: sent {len(body):,} bytes")
+
+    def _ended(self, job_id: str, state: str, instruction: dict[str, Any]) -> None:
+        job = self._jobs.get(job_id)
+        if job is None:
+            return
+        if state == "done" and "weights_sha256" in instruction:
+            digest, manifest = str(instruction["weights_sha256"]), job.training.job.manifest
+            job.training.finish(self._channel.weights(job_id, digest, manifest))
+        else:
+            self._close(job_id, InvitationState.FAILED, f"the coordinator says: {state}")
+        del self._jobs[job_id]
+
+    # from this home
+
+    def _resume(self) -> None:
+        """Go on with the jobs that were running when the agent ended."""
+        for job in invitations.invitations(self.parts.kernel.store):
+            ours = job.organisation == self.member.id.organisation
+            if ours and job.state is InvitationState.RUNNING and job.plan is not None:
+                self._start(job, job.plan)
+
+    def _look(self) -> None:
+        """See what policy and stewards say now, and answer for it."""
+        for job in invitations.invitations(self.parts.kernel.store):
+            if job.organisation != self.member.id.organisation:
+                continue
+            if job.state in {InvitationState.PROPOSED, InvitationState.APPROVED}:
+                if job.id not in self._jobs:
+                    self._consider(job)
+            elif job.state in {InvitationState.REFUSED, InvitationState.WITHDRAWN}:
+                self._leave(job)
+
+    def _consider(self, job: Invitation) -> None:
+        """Start a job that policy admits now; one without consent waits."""
+        kernel = self.parts.kernel
+        try:
+            card = self.parts.datasets.card(job.manifest.dataset)
+            plan = self._plans.get(job.id)
+            if plan is None:  # the search for the noise takes seconds
+                plan = self._plans[job.id] = site_plan.make_plan(job.manifest, card)
+            context = site_plan.policy_context(job, plan, self.parts)
+            asks = site_plan.coordinator_principal(job.manifest)
+            decision = kernel.policy.decide(asks, Action.FEDERATE, card.resource, context)
+        except LlmosError as error:
+            self._close(job.id, InvitationState.REFUSED, error.message)
+            return
+        if decision.allowed:
+            self._start(job, plan)
+        elif job.state is InvitationState.APPROVED:
+            self._close(job.id, InvitationState.REFUSED, f"policy: {decision.reason}")
+        elif job.id not in self._hinted:
+            self._hinted.add(job.id)
+            self.tell(f"{job.id} waits for a steward: llmos site approve {job.id}")
+
+    def _start(self, job: Invitation, plan: SitePlan) -> None:
+        training = SiteTraining(job, plan, self.parts, self._inbox.put)
+        self._jobs[job.id] = _Job(training)
+        training.start()
+
+    def _happened(self, happened: Happened) -> None:
+        job_id, kernel = happened.job, self.parts.kernel
+        job = self._jobs.get(job_id)
+        match happened.what:
+            case "admitted" if job is not None:
+                admitted = invitations.invitation(kernel.store, job_id)
+                assert admitted.plan is not None  # noqa: S101 - it was admitted
+                job.units = admitted.plan.units
+                card = self.parts.datasets.card(admitted.manifest.dataset)
+                kind = str(card.classification)
+                self._answer(admitted, accepted=True, units=job.units, classification=kind)
+                self.tell(f"{job_id} is admitted: epsilon {admitted.plan.epsilon}")
+            case "trained" if job is not None:
+                self.tell(f"{job_id}: trained in {happened.seconds:.2f} s")
+                self._upload(job_id, job)
+            case "ended":
+                self.tell(f"{job_id} is done")
+            case "failed":
+                self._jobs.pop(job_id, None)
+                self._close(job_id, InvitationState.FAILED, happened.error)
+
+    def _close(self, job_id: str, state: InvitationState, reason: str) -> None:
+        """End a job here and say why, in the log and to the coordinator."""
+        kernel = self.parts.kernel
+        job = invitations.invitation(kernel.store, job_id)
+        if job.state in ENDED:
+            return
+        details = {"federated_job": job_id, "ended": str(state), "reason": reason}
+        with kernel.monitor.act(
+            self.who, Action.ADMIT_PARTIES, home_of(kernel), details=details
+        ) as conn:
+            invitations.change(conn, job_id, job.state, state=state, reason=reason)
+        self.tell(f"{job_id} is {state}: {reason}")
+        self._answer(invitations.invitation(kernel.store, job_id), accepted=False, reason=reason)
+
+    def _leave(self, job: Invitation) -> None:
+        """Stop a job that a steward refused or withdrew, and tell the coordinator, once."""
+        if (running := self._jobs.pop(job.id, None)) is not None:
+            running.training.stop()
+        if self._answered.get(job.id) is not False:
+            self._answer(job, accepted=False, reason=str(job.reason or ""))
+
+    def _answer(
+        self,
+        job: Invitation,
+        *,
+        accepted: bool,
+        reason: str = "",
+        units: int = 0,
+        classification: str = "",
+    ) -> None:
+        try:
+            self._channel.answer(
+                job, accepted=accepted, reason=reason, units=units, classification=classification
+            )
+        except NetworkError as error:
+            self.tell(f"{job.id}: the answer did not arrive: {error.message}")
+            return
+        except RequestError as error:  # the job has ended: nobody waits for an answer
+            self.tell(f"{job.id}: {error.message}")
+        self._answered[job.id] = accepted
