@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import time
@@ -12,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tests.homes import CLI, opened, process_environment, run_llmos, write_notes
+import llmos
+from tests.homes import CLI, close, opened, process_environment, write_notes
 
 ORGANISATION: Final = "research.example"
 PATIENCE_S: Final = 120.0
@@ -82,29 +82,27 @@ class Federation:
 
     def join(self, name: str) -> None:
         """Invite a site, which joins and takes part."""
-        invited = run_llmos(self.coordinator.home, "party", "invite", name, "--json")
-        token = json.loads(invited.stdout)["token"]
+        with opened(self.coordinator.home) as system:
+            token = system.parties.invite(name).text
         self.sites[name].start("site", "join", self.url, "--token", token)
 
     def propose(self, **fields: Any) -> str:
         """Propose a job and return its id."""
         job = {"model": "tiny", "data": "notes", "sites": sorted(self.sites), "max_tokens": 32}
-        file = self.folder / "job.yaml"
-        file.write_text(json.dumps(job | {"rank": 4, "batch": 8, "rounds": 2} | fields))
-        done = run_llmos(self.coordinator.home, "federate", "-f", str(file), "--detach", "--json")
-        assert done.returncode == 0, done.stderr + done.stdout
-        return str(json.loads(done.stdout)["id"])
+        with opened(self.coordinator.home) as system:
+            facts = system.federation.propose(job | {"rank": 4, "batch": 8, "rounds": 2} | fields)
+        return str(facts["id"])
 
     def approve(self, job: str, *names: str) -> None:
         """Let the sites' stewards approve a job."""
         for name in names or tuple(self.sites):
             self.sites[name].saw(f"{job} waits for a steward")
-            done = run_llmos(self.sites[name].home, "site", "approve", job)
-            assert done.returncode == 0, done.stderr
+            with opened(self.sites[name].home) as system:
+                assert system.federation.approve(job)["state"] == "approved"
 
     def facts(self, job: str) -> dict[str, Any]:
-        done = run_llmos(self.coordinator.home, "federate", "show", job, "--json")
-        return dict(json.loads(done.stdout))
+        with opened(self.coordinator.home) as system:
+            return system.federation.facts(job)
 
     def finished(self, job: str) -> dict[str, Any]:
         """Wait until a job has ended, at the coordinator and at the sites that ran it."""
@@ -125,7 +123,7 @@ def federation(
     coordinator = Member("coordinator", folder / "coordinator", folder / "coordinator.out")
     federated = Federation(folder, coordinator, members)
     for place, member in enumerate((coordinator, *members.values())):
-        assert run_llmos(member.home, "init").returncode == 0
+        close(llmos.create(member.home))
         with opened(member.home) as system:
             system.pull(str(model), name="tiny")
             if member is not coordinator:

@@ -39,7 +39,13 @@ def test_every_command_takes_json_or_only_prints_files() -> None:
         if not hasattr(command, "commands")
         and "--json" not in [name for p in command.params for name in p.opts]
     }
-    assert without == {"llmos policy schema", "llmos serve", "llmos party serve"}
+    assert without == {
+        "llmos policy schema",
+        "llmos serve",
+        "llmos party serve",
+        "llmos coordinator up",
+        "llmos site up",
+    }
 
 
 @pytest.mark.parametrize("cls", error_classes(), ids=lambda cls: cls.__name__)

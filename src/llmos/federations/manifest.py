@@ -25,9 +25,9 @@ ANSWER_TYPE: Final = "application/vnd.llmos.federated-answer+json"
 FEWEST_MASKED: Final = 3  # of two sites each would learn the other's update from the sum
 _MOST_SITES: Final = 1000
 
-Hash = Annotated[str, Field(pattern=r"[0-9a-f]{64}")]
-PartyUri = Annotated[str, Field(pattern=r"spiffe://[a-z0-9.-]{1,63}/party/[a-z0-9-]{1,63}")]
-Name = Annotated[str, Field(pattern=r"[a-z0-9][a-z0-9._-]{0,63}")]
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+PartyUri = Annotated[str, Field(pattern=r"^spiffe://[a-z0-9.-]{1,63}/party/[a-z0-9-]{1,63}$")]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
 
 class Value(BaseModel):
@@ -101,7 +101,7 @@ class Manifest(Value):
     """A job as its coordinator signs it."""
 
     type: Literal["llmos.federated-job/v1"] = "llmos.federated-job/v1"
-    id: str = Field(pattern=r"fed-[0-9a-f]{16}")
+    id: str = Field(pattern=r"^fed-[0-9a-f]{16}$")
     created_at: str
     coordinator: str
     model: Name

@@ -26,6 +26,7 @@ _DATASTORE: Final[dict[str, int]] = {  # action -> activity_id of class 6005
     Action.READ_DATA: 1,
     Action.TRAIN_PRIVATE: 1,
     Action.TRAIN_WITHOUT_PRIVACY: 1,
+    Action.FEDERATE: 1,
     Action.MEASURE: 1,
     Action.MANAGE_BUDGET: 2,
     Action.IMPORT_DATA: 6,

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
@@ -33,7 +34,7 @@ from llmos.kernel.policy import Action
 from llmos.parties import signatures, trust
 from llmos.parties.authority import home_of
 from llmos.parties.memberships import Membership
-from llmos.workflows import masked_round, site_plan
+from llmos.workflows import masked_round, site_plan, site_training
 from llmos.workflows.federated_round import ROUND_TYPE, UPLOAD, Task, encode
 from llmos.workflows.masked_round import MaskedPart
 from llmos.workflows.parts import Parts
@@ -208,7 +209,9 @@ class SiteAgent:
             case masked_round.SHARE:
                 body = job.part.share(message)
             case masked_round.CONFIRM:
-                body = job.part.confirm(message, lambda sites: self._release(job_id, task, sites))
+                body = job.part.confirm(
+                    message, lambda sites: self._note_release(job_id, task, sites)
+                )
             case masked_round.UNMASK:
                 body = job.part.unmask(message)
             case _:
@@ -224,7 +227,7 @@ class SiteAgent:
         anchors = trust.anchors(self.parts.kernel)
         return signatures.verifier(certificates, anchors, datetime.now(UTC))
 
-    def _release(self, job_id: str, task: Task, sites: tuple[str, ...]) -> None:
+    def _note_release(self, job_id: str, task: Task, sites: tuple[str, ...]) -> None:
         """Note, before anything is signed, whose sum this site will help to unmask.
 
         Two sums of one round over different sites would give away their difference.
@@ -278,6 +281,7 @@ class SiteAgent:
             digest, manifest = str(instruction["weights_sha256"]), job.training.job.manifest
             job.training.finish(self._channel.weights(job_id, digest, manifest))
         else:
+            job.training.stop()
             self._close(job_id, InvitationState.FAILED, f"the coordinator says: {state}")
         del self._jobs[job_id]
 
@@ -361,6 +365,7 @@ class SiteAgent:
         ) as conn:
             invitations.change(conn, job_id, job.state, state=state, reason=reason)
         self.tell(f"{job_id} is {state}: {reason}")
+        self._release(invitations.invitation(kernel.store, job_id))
         self._answer(invitations.invitation(kernel.store, job_id), accepted=False, reason=reason)
 
     def _leave(self, job: Invitation) -> None:
@@ -368,7 +373,14 @@ class SiteAgent:
         if (running := self._jobs.pop(job.id, None)) is not None:
             running.training.stop()
         if self._answered.get(job.id) is not False:
+            self._release(job)
             self._answer(job, accepted=False, reason=str(job.reason or ""))
+
+    def _release(self, job: Invitation) -> None:
+        try:
+            site_training.release(job, self.parts)
+        except LlmosError as error:
+            self.tell(f"{job.id}: its budget is still held: {error.message}")
 
     def _answer(
         self,

@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sqlalchemy import Connection
 
 from llmos.data.datasets import DatasetCard
 from llmos.engines.dp.plan import DPPlan, Performance
@@ -26,8 +27,10 @@ from llmos.engines.dp.sampling import TrainingRecord
 from llmos.errors import JobInterrupted, LlmosError, UnaccountableMechanism
 from llmos.federations import invitations
 from llmos.federations.invitations import Invitation, InvitationState, SitePlan
+from llmos.federations.manifest import Manifest
 from llmos.jobs.jobs import public_text
 from llmos.kernel import accounting
+from llmos.kernel.budget import ReservationState
 from llmos.kernel.identity import Principal
 from llmos.kernel.monitor import Charge, Grant
 from llmos.kernel.policy import Action
@@ -125,11 +128,7 @@ class SiteTraining:
         if card.fingerprint != plan.fingerprint:
             raise UnaccountableMechanism(f"{card.name} changed after this job was admitted")
         dp_plan = training_plan(manifest, plan)
-        mechanism = dp_plan.mechanism
-        charge = None
-        if mechanism is not None:
-            part = Part(manifest.purpose, None)
-            charge = Charge(card.name, part, card.fingerprint, card.unit_column, mechanism)
+        charge = charge_of(manifest, card, dp_plan)
         asks = coordinator_principal(manifest)
         context = policy_context(self.job, plan, self.parts)
         with kernel.monitor.admit(
@@ -302,7 +301,7 @@ class _Resident:
         self._training.tell(Happened(job.id, "ended"))
 
 
-def settle(grant: Grant, plan: DPPlan, job_id: str, parts: Parts, *, conn: Any) -> None:  # noqa: ANN401
+def settle(grant: Grant, plan: DPPlan, job_id: str, parts: Parts, *, conn: Connection) -> None:
     """Spend what was run and give back the rest of the hold."""
     if plan.mechanism is None:
         return
@@ -311,3 +310,44 @@ def settle(grant: Grant, plan: DPPlan, job_id: str, parts: Parts, *, conn: Any) 
         grant.abort(conn=conn)
     else:
         grant.settle(plan.mechanism.after(steps), conn=conn)
+
+
+def release(job: Invitation, parts: Parts) -> None:
+    """Settle a job that ended here before its last round, and delete the update it kept.
+
+    Raises:
+        PermissionDenied: policy no longer lets the coordinator ask for anything; the hold stays.
+    """
+    kernel, plan = parts.kernel, job.plan
+    if plan is None:
+        return
+    card = parts.datasets.card(job.manifest.dataset)
+    dp_plan = training_plan(job.manifest, plan)
+    charge = charge_of(job.manifest, card, dp_plan)
+    if charge is not None and kernel.budget.reservation(job.id).state is ReservationState.HELD:
+        with (
+            kernel.monitor.admit(
+                coordinator_principal(job.manifest),
+                Action.FEDERATE,
+                card.resource,
+                key=job.id,
+                objects=(),
+                charge=charge,
+                context=policy_context(job, plan, parts),
+                details={"step": "before release"},
+            ) as grant,
+            kernel.store.transaction() as conn,
+        ):
+            settle(grant, dp_plan, job.id, parts, conn=conn)
+    if job.update_object is not None:
+        with kernel.store.transaction() as conn:
+            invitations.change(conn, job.id, job.state, update_object=None, update_round=None)
+        kernel.vault.delete(job.update_object)
+
+
+def charge_of(manifest: Manifest, card: DatasetCard, plan: DPPlan) -> Charge | None:
+    """Return what a job costs whom at this site; None without privacy."""
+    if plan.mechanism is None:
+        return None
+    part = Part(manifest.purpose, None)
+    return Charge(card.name, part, card.fingerprint, card.unit_column, plan.mechanism)

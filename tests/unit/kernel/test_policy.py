@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cedarpy
 import pytest
@@ -28,6 +29,11 @@ PRIVATE = Resource(
     "Model", "safe", {"kind": "adapter", "classification": "sensitive", "private": True}
 )
 TRAINING = {"purpose": "training"}
+FEDERATED = TRAINING | {
+    "method": "ffa-lora", "private": True, "epsilon_millionths": 3_000_000,
+    "epsilon_year_millionths": 5_000_000, "minimum_sites": 3, "secure_aggregation": True,
+    "hour_utc": 21,
+}  # fmt: skip
 
 # What each action may be asked of, and with which resources of the defaults' matrix.
 SUBJECT = {
@@ -56,6 +62,8 @@ SUBJECT = {
     Action.ADMIT_PARTIES: HOME,
     Action.MANAGE_POLICY: HOME,
     Action.LOGIN: HOME,
+    Action.COORDINATE: HOME,
+    Action.FEDERATE: SENSITIVE,
 }
 RIGHTS = {
     Role.ADMINISTRATOR: set(Action),
@@ -65,12 +73,12 @@ RIGHTS = {
         Action.ADMIT_PARTIES, Action.LOGIN,
     },
     Role.ENGINEER: {
-        Action.TRAIN_PRIVATE, Action.TRAIN_WITHOUT_PRIVACY, Action.PLAN, Action.MEASURE,
-        Action.REPORT, Action.PULL_MODEL, Action.CHAT, Action.EXPORT_MODEL, Action.LOGIN,
+        Action.TRAIN_PRIVATE, Action.TRAIN_WITHOUT_PRIVACY, Action.COORDINATE, Action.PLAN,
+        Action.MEASURE, Action.REPORT, Action.PULL_MODEL, Action.CHAT, Action.EXPORT_MODEL, Action.LOGIN,
     },
     Role.DEVELOPER: {Action.CHAT, Action.LIST_MODELS, Action.LOGIN},
     Role.AUDITOR: {Action.READ_LOG, Action.REPORT, Action.MEASURE, Action.LOGIN},
-    Role.SITE: {Action.LIST_MODELS},
+    Role.SITE: {Action.LIST_MODELS, Action.FEDERATE},
 }  # fmt: skip
 
 # Conditions that parse and fit the schema, and fail when they are evaluated.
@@ -95,9 +103,11 @@ def someone(*roles: Role, models: frozenset[str] | None = None) -> Principal:
     return Principal("p1", "someone", frozenset(roles), models)
 
 
-def context_of(action: Action) -> dict[str, str]:
+def context_of(action: Action) -> dict[str, Any]:
     if action is Action.LOGIN:
         return {"second_factor": "none"}
+    if action is Action.FEDERATE:
+        return FEDERATED | {"consent": "p-2"}
     on_data = {Action.TRAIN_PRIVATE, Action.TRAIN_WITHOUT_PRIVACY, Action.MEASURE}
     return dict(TRAINING) if action in on_data else {}
 
@@ -114,8 +124,8 @@ def test_defaults_give_each_role_its_rights(policy: Policy, role: Role, action: 
     decision = policy.decide(someone(role), action, SUBJECT[action], context_of(action))
     assert decision.allowed is (action in RIGHTS[role])
     if decision.allowed:
-        people = "people-with-a-role-log-in"
-        assert decision.policies[0].startswith((role.value, people))
+        special = ("people-with-a-role-log-in", "federated-training-takes-consent")
+        assert decision.policies[0].startswith((role.value, *special))
     else:
         assert decision == Decision(False, (), "no policy permits it")
 
@@ -126,6 +136,33 @@ def test_rights_of_roles_add_up_and_nobody_has_none(policy: Policy) -> None:
     assert policy.decide(both, Action.READ_LOG, HOME, {}).allowed
     for action in Action:
         assert not policy.decide(someone(), action, SUBJECT[action], context_of(action)).allowed
+
+
+def test_a_coordinator_trains_here_only_with_consent_or_a_rule_of_this_site(
+    policy: Policy, tmp_path: Path
+) -> None:
+    asks = someone(Role.SITE)
+    consent = FEDERATED | {"consent": "p-2"}
+    assert not policy.decide(asks, Action.FEDERATE, SENSITIVE, FEDERATED).allowed
+    assert policy.decide(asks, Action.FEDERATE, SENSITIVE, consent).allowed
+    clear = policy.decide(asks, Action.FEDERATE, SENSITIVE, consent | {"private": False})
+    assert clear.policies == ("no-federated-training-without-privacy-on-sensitive-data",)
+    other = policy.decide(asks, Action.FEDERATE, SENSITIVE, consent | {"purpose": "marketing"})
+    assert other.policies == ("purpose-limitation",)
+    shipped = (DEFAULTS / "default.cedar").read_text()
+    rule = """@id("at-night") permit (principal == Principal::"p1", action == Action::"federate",
+      resource == Dataset::"patients") when { context.epsilon_year_millionths <= 5000000 &&
+      context.secure_aggregation && context.minimum_sites >= 3 && context.hour_utc >= 20 };"""
+    own = Policy.load(folder_with(tmp_path, default=shipped, own=rule))
+    assert own.decide(asks, Action.FEDERATE, SENSITIVE, FEDERATED).policies == ("at-night",)
+    for change in (
+        {"epsilon_year_millionths": 5_000_001},
+        {"secure_aggregation": False},
+        {"minimum_sites": 2},
+        {"hour_utc": 19},
+    ):
+        assert not own.decide(asks, Action.FEDERATE, SENSITIVE, FEDERATED | change).allowed
+    assert not own.decide(asks, Action.FEDERATE, SYNTHETIC, FEDERATED).allowed
 
 
 @pytest.mark.parametrize("role", Role)

@@ -22,6 +22,11 @@ SHIPPED = Policy.load(DEFAULTS)
 HARMLESS = ("public", "synthetic")
 USES = {Action.CHAT, Action.LIST_MODELS}
 ON_DATA = {Action.TRAIN_PRIVATE, Action.TRAIN_WITHOUT_PRIVACY}
+ASKED_BY_A_COORDINATOR = {
+    "purpose": "training", "method": "ffa-lora", "private": True, "epsilon_millionths": 3_000_000,
+    "epsilon_year_millionths": 5_000_000, "minimum_sites": 3, "secure_aggregation": True,
+    "hour_utc": 21,
+}  # fmt: skip
 OF_MODELS = {Action.CHAT, Action.EXPORT_MODEL, Action.MEASURE}
 RIGHTS: dict[Role, set[Action]] = {
     Role.ADMINISTRATOR: set(Action),
@@ -31,22 +36,25 @@ RIGHTS: dict[Role, set[Action]] = {
         Action.READ_LOG, Action.LOGIN,
     },
     Role.ENGINEER: {
-        *ON_DATA, Action.PLAN, Action.MEASURE, Action.REPORT, Action.PULL_MODEL, Action.CHAT,
-        Action.EXPORT_MODEL, Action.LOGIN,
+        *ON_DATA, Action.COORDINATE, Action.PLAN, Action.MEASURE, Action.REPORT, Action.PULL_MODEL,
+        Action.CHAT, Action.EXPORT_MODEL, Action.LOGIN,
     },
     Role.DEVELOPER: {Action.CHAT, Action.LIST_MODELS, Action.LOGIN},
     Role.AUDITOR: {Action.READ_LOG, Action.REPORT, Action.MEASURE, Action.LOGIN},
-    Role.SITE: {Action.LIST_MODELS},
+    Role.SITE: {Action.LIST_MODELS, Action.FEDERATE},
 }  # fmt: skip
 
 
 def reference(
-    who: Principal, action: Action, resource: Resource, context: Mapping[str, str]
+    who: Principal, action: Action, resource: Resource, context: Mapping[str, Any]
 ) -> bool:
     """Tell what the shipped policies allow at most."""
     context = {**({} if who.purpose is None else {"purpose": who.purpose}), **context}
     rules = (
-        any(action in RIGHTS[role] for role in who.roles),
+        any(
+            action in RIGHTS[role] and not (role is Role.SITE and _lacks_consent(action, context))
+            for role in who.roles
+        ),
         _key_covers(who, action, resource, context),
         _data_allow(action, resource, context) if resource.type == "Dataset" else True,
         _models_allow(action, resource, context) if resource.type == "Model" else True,
@@ -54,8 +62,12 @@ def reference(
     return all(rules)
 
 
+def _lacks_consent(action: Action, context: Mapping[str, Any]) -> bool:
+    return action is Action.FEDERATE and "consent" not in context
+
+
 def _key_covers(
-    who: Principal, action: Action, resource: Resource, context: Mapping[str, str]
+    who: Principal, action: Action, resource: Resource, context: Mapping[str, Any]
 ) -> bool:
     models = None if who.models is None or "*" in who.models else who.models  # "*" is every model
     if models is not None and action not in USES:
@@ -70,17 +82,20 @@ def _key_covers(
     return not (narrowed and action in {Action.MANAGE_KEYS, Action.LOGIN})
 
 
-def _data_allow(action: Action, resource: Resource, context: Mapping[str, str]) -> bool:
+def _data_allow(action: Action, resource: Resource, context: Mapping[str, Any]) -> bool:
     known = resource.attributes
     if action is Action.TRAIN_WITHOUT_PRIVACY and known.get("classification") not in HARMLESS:
+        return False
+    clear = action is Action.FEDERATE and context.get("private") is not True
+    if clear and known.get("classification") not in HARMLESS:
         return False
     purposes = known.get("purposes", ())
     named = context.get("purpose")
     served = isinstance(purposes, tuple) and named in purposes
-    return served if action in ON_DATA | {Action.MEASURE} else True
+    return served if action in ON_DATA | {Action.MEASURE, Action.FEDERATE} else True
 
 
-def _models_allow(action: Action, resource: Resource, context: Mapping[str, str]) -> bool:
+def _models_allow(action: Action, resource: Resource, context: Mapping[str, Any]) -> bool:
     known, named = resource.attributes, context.get("purpose")
     if action in OF_MODELS and named is not None and known.get("kind") != "base":
         purposes = known.get("purposes", ())
@@ -134,7 +149,7 @@ REQUESTS = st.tuples(PRINCIPALS, st.sampled_from(Action), RESOURCES, CONTEXTS)
 @settings(max_examples=1500, deadline=None)
 @given(REQUESTS)
 def test_nothing_is_allowed_that_the_reference_denies(
-    request_: tuple[Principal, Action, Resource, dict[str, str]],
+    request_: tuple[Principal, Action, Resource, dict[str, Any]],
 ) -> None:
     decision = SHIPPED.decide(*request_)
     if decision.allowed:
@@ -155,6 +170,14 @@ WELL_FORMED = st.sampled_from(
         (Action.READ_LOG, "Home", {}),
         (Action.LOGIN, "Home", {"second_factor": "none"}),
         (Action.MANAGE_KEYS, "Home", {}),
+        (Action.COORDINATE, "Home", {}),
+        (Action.FEDERATE, "Dataset", ASKED_BY_A_COORDINATOR),
+        (Action.FEDERATE, "Dataset", ASKED_BY_A_COORDINATOR | {"consent": "p-1"}),
+        (
+            Action.FEDERATE,
+            "Dataset",
+            ASKED_BY_A_COORDINATOR | {"consent": "p-1", "private": False},
+        ),
     ]
 )
 FITTING: dict[str, st.SearchStrategy[dict[str, Any]]] = {
@@ -186,7 +209,7 @@ FITTING: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     data=st.data(),
 )
 def test_what_fits_the_schema_is_decided_exactly_as_the_reference_says(
-    asked: tuple[Action, Any, dict[str, str]],
+    asked: tuple[Action, Any, dict[str, Any]],
     roles: frozenset[Role],
     purpose: str | None,
     data: st.DataObject,
@@ -211,7 +234,7 @@ BROKEN = st.sampled_from(
 @settings(max_examples=200, deadline=None)
 @given(REQUESTS, st.lists(BROKEN, min_size=1, max_size=3))
 def test_policies_that_fail_when_they_are_evaluated_allow_nothing(
-    request_: tuple[Principal, Action, Resource, dict[str, str]], broken: list[str]
+    request_: tuple[Principal, Action, Resource, dict[str, Any]], broken: list[str]
 ) -> None:
     everything = "permit (principal, action, resource);"
     policy = Policy.parse({"a.cedar": everything, "b.cedar": "\n".join(broken)})
@@ -234,7 +257,7 @@ ANSWERS: st.SearchStrategy[Any] = st.one_of(
 @settings(max_examples=300, deadline=None)
 @given(REQUESTS, ANSWERS)
 def test_an_engine_that_raises_or_talks_nonsense_allows_nothing(
-    request_: tuple[Principal, Action, Resource, dict[str, str]], answer: Any
+    request_: tuple[Principal, Action, Resource, dict[str, Any]], answer: Any
 ) -> None:
     def engine(*_: object) -> Any:
         if isinstance(answer, type):

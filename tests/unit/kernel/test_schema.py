@@ -22,16 +22,21 @@ GROWS_WITH_EVERY_JOB = {
     "budget_costs",
     "budget_events",
     "budget_reservations",
+    "federated_answers",
+    "federated_jobs",
+    "federated_rounds",
     "job_steps",
     "jobs",
     "log_checkpoints",
     "log_cosignatures",
     "log_entries",
     "log_nodes",
+    "site_jobs",
 }
 # Party certificates are checked by their signatures; tokens by their HMAC; attempts are counted
-# when nobody is known to act; receipts are signed.
+# when nobody is known to act; receipts are signed; a coordinator's keys come with its first call.
 CHANGED_OUTSIDE_OF_ACTS = {
+    "coordinators",
     "erasure_receipts",
     "join_tokens",
     "login_attempts",

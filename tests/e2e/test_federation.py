@@ -1,0 +1,108 @@
+"""Federated training by real processes: a coordinator and three sites, each with its own home."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from tests.federations import Federation, federation
+from tests.homes import opened, run_llmos
+
+from llmos.kernel.budget import ReservationState
+
+pytestmark = pytest.mark.slow
+
+
+def settled(federated: Federation, name: str, job: str) -> tuple[ReservationState, int]:
+    """Return what a site's ledger says about a job, after its books and log were checked."""
+    with opened(federated.sites[name].home) as system:
+        system.log.verify()
+        reservation = system.kernel.budget.reservation(job)
+        pool = system.kernel.budget.pool("notes")
+        balance = system.kernel.budget.recompute("notes")
+        assert (balance.spent, balance.held) == (pool.spent, pool.held)
+        return reservation.state, reservation.steps_done
+
+
+def actions(home: Path) -> list[tuple[str, str, str]]:
+    """Return actor, action and outcome of the entries of a home's log about federated jobs."""
+    listed = json.loads(run_llmos(home, "log", "show", "--limit", "200", "--json").stdout)
+    return [
+        (str(entry["actor"]), str(entry["action"]), str(entry["outcome"]))
+        for entry in listed
+        if entry["action"] in {"federate", "coordinate"}
+    ]
+
+
+def test_three_hospitals_train_one_model_whose_updates_nobody_sees(
+    tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    with federation(tmp_path, tiny_model_folder) as federated:
+        job = federated.propose(epsilon=6, delta=1e-5, rounds=3)
+        # nobody has approved it: a site has opened nothing and answered nothing
+        for site in federated.sites.values():
+            site.saw(f"{job} waits for a steward")
+            assert not [one for one in actions(site.home) if one[1] == "federate"]
+        federated.approve(job, "east", "north")
+        federated.coordinator.saw(f"{job}: .*/north takes part")
+        assert federated.facts(job)["rounds_done"] == 0  # two of three: a sum would show too much
+        federated.approve(job, "south")
+        federated.coordinator.saw(f"{job}: round 1 done")
+        # killed in the middle: coordinator and a site come back and go on by themselves
+        federated.coordinator.kill()
+        federated.sites["east"].kill()
+        federated.up()
+        federated.sites["east"].start("site", "up")
+        facts = federated.finished(job)
+        assert (facts["state"], facts["rounds_done"]) == ("done", 3)
+        assert all(len(row["sites"]) == 3 for row in facts["rounds"])
+        hashes = [(row["weights_before"], row["weights_after"]) for row in facts["rounds"]]
+        assert all(a[1] == b[0] for a, b in pairwise(hashes))
+        digests = set()
+        for name, site in federated.sites.items():
+            site.saw(f"{job} is done")
+            site.interrupt()
+            state, steps = settled(federated, name, job)
+            assert state is ReservationState.COMMITTED
+            assert 3 * 4 <= steps <= 5 * 4  # the spare rounds are there for the killed one
+            with opened(site.home) as system:
+                entry = system.registry.model("notes-federated")
+                digests.add(entry.digest)
+                assert 0 < entry.card["epsilon"] <= 6
+            assert ("spiffe://research.example/authority", "federate", "settled") in actions(
+                site.home
+            )
+        with opened(federated.coordinator.home) as system:
+            digests.add(system.registry.model("notes-federated").digest)
+        assert len(digests) == 1  # all four homes have the very same adapter
+
+
+def test_a_steward_withdraws_and_what_was_run_stays_charged(
+    tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    with federation(tmp_path, tiny_model_folder, classification="synthetic") as federated:
+        job = federated.propose(
+            epsilon=6, delta=1e-5, rounds=400, secure_aggregation=False, minimum_sites=2
+        )
+        federated.approve(job)
+        federated.coordinator.saw(f"{job}: round 2 done")
+        north = federated.sites["north"]
+        done = run_llmos(north.home, "site", "withdraw", job, "--reason", "a patient objected")
+        assert done.stdout == f"{job} is withdrawn\n"
+        federated.coordinator.saw("north does not take part: a patient objected")
+        rounds = federated.facts(job)["rounds_done"]
+        federated.coordinator.saw(f"{job}: round {rounds + 2} done")  # the two others go on
+        north.interrupt()
+        state, steps = settled(federated, "north", job)
+        assert state is ReservationState.COMMITTED
+        assert 0 < steps <= 4 * (rounds + 1)
+        cancelled = run_llmos(
+            federated.coordinator.home, "federate", "cancel", job, "--reason", "enough"
+        )
+        assert cancelled.stdout == f"{job} is cancelled\n"
+        for name in ("east", "south"):
+            federated.sites[name].saw(f"{job} is failed: the coordinator says: cancelled")
+            federated.sites[name].interrupt()
+            assert settled(federated, name, job)[0] is ReservationState.COMMITTED

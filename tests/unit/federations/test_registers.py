@@ -1,0 +1,133 @@
+"""What coordinator and site keep about jobs, and which changes are refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from tests.parties import kernel_at
+from tests.unit.federations.test_manifest import FIELDS, KEY, SITES
+
+from llmos.errors import CertificateRefused, JobError, UnknownJob
+from llmos.federations import invitations, register
+from llmos.federations import manifest as manifests
+from llmos.federations.invitations import InvitationState, SitePlan
+from llmos.federations.register import FederatedState
+from llmos.kernel.kernel import Kernel
+
+SIGNED = manifests.sign(manifests.parse(FIELDS), KEY)
+JOB = SIGNED.manifest.id
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Iterator[Kernel]:
+    """Return a fresh home."""
+    with kernel_at(tmp_path / "home") as made:
+        yield made
+
+
+def test_a_coordinator_keeps_rounds_in_order_and_ends_once(kernel: Kernel) -> None:
+    store = kernel.store
+    with store.transaction() as conn:
+        register.propose(conn, SIGNED, "admin", None)
+        register.keep_answer(conn, JOB, SITES[0], {"payload": "yes"})
+        register.keep_answer(conn, JOB, SITES[0], {"payload": "no"})
+        register.tell(conn, JOB, {"phase": "upload"})
+    assert register.answers(store, JOB) == {SITES[0]: {"payload": "no"}}
+    job = register.job(store, JOB)
+    assert (job.manifest, job.state, job.status) == (
+        SIGNED.manifest,
+        FederatedState.RUNNING,
+        {"phase": "upload"},
+    )
+    with pytest.raises(JobError), store.transaction() as conn:
+        register.keep_round(conn, JOB, 1, "object-2", {})  # the first one has not been
+    with store.transaction() as conn:
+        register.keep_round(conn, JOB, 0, "object-1", {"sites": ["a"]})
+    with pytest.raises(JobError), store.transaction() as conn:
+        register.end(conn, job, FederatedState.CANCELLED)  # it was read before that round
+    job = register.job(store, JOB)
+    assert (job.rounds_done, job.checkpoint) == (1, "object-1")
+    assert [row["sites"] for row in register.rounds(store, JOB)] == [["a"]]
+    with store.transaction() as conn:
+        register.end(conn, job, FederatedState.DONE)
+    done = register.job(store, JOB)
+    assert (done.state, done.checkpoint, done.status) == (FederatedState.DONE, "object-1", None)
+    with pytest.raises(JobError), store.transaction() as conn:
+        register.keep_round(conn, JOB, 1, "object-2", {})
+    assert [one.id for one in register.jobs(store)] == [JOB]
+    with pytest.raises(UnknownJob):
+        register.job(store, "fed-0")
+
+
+def test_a_failed_job_keeps_no_weights(kernel: Kernel) -> None:
+    with kernel.store.transaction() as conn:
+        register.propose(conn, SIGNED, "admin", None)
+        register.keep_round(conn, JOB, 0, "object-1", {})
+    with kernel.store.transaction() as conn:
+        job = register.job(kernel.store, JOB)
+        register.end(conn, job, FederatedState.FAILED, "why")
+    ended = register.job(kernel.store, JOB)
+    assert (ended.checkpoint, ended.error) == (None, "why")
+
+
+def test_a_site_changes_a_job_only_from_the_states_that_allow_it(kernel: Kernel) -> None:
+    with kernel.store.transaction() as conn:
+        invitations.receive(conn, SIGNED, "research.example")
+    with pytest.raises(JobError, match="proposed"), kernel.store.transaction() as conn:
+        invitations.change(conn, JOB, InvitationState.RUNNING, state=InvitationState.DONE)
+    with pytest.raises(UnknownJob), kernel.store.transaction() as conn:
+        invitations.change(conn, "fed-0", InvitationState.RUNNING, state=InvitationState.DONE)
+    plan = SitePlan("ab" * 32, 24, 1.5, 2.5)
+    with kernel.store.transaction() as conn:
+        invitations.change(
+            conn,
+            JOB,
+            InvitationState.PROPOSED,
+            state=InvitationState.RUNNING,
+            plan=plan.text,
+            update_round=1,
+            released=json.dumps(list(SITES)),
+        )
+        assert invitations.released(conn, JOB, 1) == SITES
+        assert invitations.released(conn, JOB, 2) is None
+    job = invitations.invitation(kernel.store, JOB)
+    assert (job.plan, job.state) == (plan, InvitationState.RUNNING)
+    facts = invitations.facts(job)
+    assert facts["plan"] == {
+        "fingerprint": "ab" * 32,
+        "units": 24,
+        "noise_multiplier": 1.5,
+        "epsilon": 2.5,
+    }
+    assert facts["manifest_sha256"] == SIGNED.manifest.digest
+
+
+def test_the_epsilon_of_a_year_is_the_sum_over_the_jobs_of_that_dataset(kernel: Kernel) -> None:
+    other = manifests.sign(
+        manifests.parse(FIELDS | {"id": "fed-ffffffffffffffff", "dataset": "scans"}), KEY
+    )
+    for signed, epsilon in ((SIGNED, 2.5), (other, 1.0)):
+        with kernel.store.transaction() as conn:
+            invitations.receive(conn, signed, "research.example")
+            plan = SitePlan("ab" * 32, 24, 1.5, epsilon).text
+            invitations.change(conn, signed.manifest.id, InvitationState.PROPOSED, plan=plan)
+    now = datetime.now(UTC)
+    assert invitations.epsilon_of_year(kernel.store, "notes", now) == 2.5
+    assert invitations.epsilon_of_year(kernel.store, "scans", now) == 1.0
+    later = now + timedelta(days=366)
+    assert invitations.epsilon_of_year(kernel.store, "notes", later) == 0.0
+
+
+def test_a_coordinators_keys_are_pinned_until_it_is_forgotten(kernel: Kernel) -> None:
+    with kernel.store.transaction() as conn:
+        invitations.pin_coordinator(conn, "research.example", "keys")
+        invitations.pin_coordinator(conn, "research.example", "keys")
+    with pytest.raises(CertificateRefused), kernel.store.transaction() as conn:
+        invitations.pin_coordinator(conn, "research.example", "other keys")
+    with kernel.store.transaction() as conn:
+        invitations.forget_coordinator(conn, "research.example")
+        invitations.pin_coordinator(conn, "research.example", "other keys")
