@@ -3,7 +3,8 @@
 Every site of a federation derives it by itself, so it must not depend on the machine: weights are
 rounded to bfloat16, the least precise dtype in which a model is loaded, and the rest is float64 on
 the CPU. What is left between machines is far below a float32 rounding as long as singular values
-differ (in SmolLM2-135M neighbours differ by 3e-4 of the largest or more, measured).
+differ: in SmolLM2-135M the top 64 do by 3e-5 of the largest or more, and two algorithms agree on
+their vectors to 3e-13 (measured).
 """
 
 from __future__ import annotations
