@@ -1,7 +1,8 @@
 """Low-rank adapters on the linear layers of a frozen model, in the file format of PEFT.
 
 An adapted layer computes y = x W^T + b + s (x A^T) B^T with s = alpha / rank, where W and b stay
-frozen in the base model's dtype and A, B are float32 (Hu et al. 2021, arXiv:2106.09685).
+frozen in the base model's dtype and A, B are float32 (Hu et al. 2021, arXiv:2106.09685). With a
+core R between the two it computes y = x W^T + b + s (x A^T) R^T B^T.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Final
 
 import safetensors.torch
@@ -20,7 +22,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from llmos.errors import ModelError, UnsupportedModel
+from llmos.errors import ModelError
+from llmos.models.blocks import find_blocks
+from llmos.models.subspace import frozen_factors
 
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
 CONFIG_FILE: Final = "adapter_config.json"
@@ -34,6 +38,14 @@ _PEFT_REFUSED: Final = (
 )
 
 
+class Parametrisation(StrEnum):
+    """Which factors of the update are trained; with FFA and SB averaging adapters is exact."""
+
+    LORA = "lora"  # A and B
+    FFA = "ffa"  # B; A stays as it was drawn (Sun et al. 2024, arXiv:2403.12313)
+    SB = "sb"  # R; A and B come from W (Singhal et al. 2025, arXiv:2502.15436)
+
+
 @dataclass(frozen=True, slots=True)
 class LoraConfig:
     """Which linear layers get an adapter, and of what size."""
@@ -42,6 +54,7 @@ class LoraConfig:
     alpha: float = 32.0  # the update is scaled by alpha / rank
     targets: tuple[str, ...] = ()  # last part of the layers' names; () means every linear layer
     last_layers: int | None = None  # adapt only this many blocks, counted from the output
+    parametrisation: Parametrisation = Parametrisation.LORA
 
     def __post_init__(self) -> None:
         """Refuse sizes for which there is no adapter."""
@@ -63,22 +76,36 @@ Product = Callable[..., Tensor]
 
 def plain_product(layer: LoRALinear, x: Tensor) -> Tensor:
     """Multiply with ordinary differentiable operations: the reference and the way to infer."""
-    update = linear(linear(x, layer.lora_a.to(x.dtype)), layer.lora_b.to(x.dtype))
+    u = linear(x, layer.lora_a.to(x.dtype))
+    if layer.core is not None:
+        u = linear(u, layer.core.to(x.dtype))
+    update = linear(u, layer.lora_b.to(x.dtype))
     return linear(x, layer.weight, layer.bias).add(update, alpha=layer.scaling)
 
 
 class LoRALinear(nn.Module):
-    """A frozen linear layer with a trainable low-rank update."""
+    """A frozen linear layer with a low-rank update, of which some factors are trained."""
 
     def __init__(self, base: nn.Linear, config: LoraConfig) -> None:
-        """Wrap `base`; B is zero, so that the model is unchanged until A is drawn and B trained."""
+        """Wrap `base`; every factor is zero, so that the model is unchanged."""
         super().__init__()
-        device = base.weight.device
+        rank, kind = config.rank, config.parametrisation
         self.base = base
         self.scaling = config.scaling
-        self.lora_a = nn.Parameter(torch.zeros(config.rank, base.in_features, device=device))
-        self.lora_b = nn.Parameter(torch.zeros(base.out_features, config.rank, device=device))
+        self.parametrisation = kind
+        self.lora_a = self._factor(rank, base.in_features, trained=kind is Parametrisation.LORA)
+        self.lora_b = self._factor(base.out_features, rank, trained=kind is not Parametrisation.SB)
+        self.core = self._factor(rank, rank) if kind is Parametrisation.SB else None
         self.product: Product = plain_product
+
+    def _factor(self, rows: int, columns: int, *, trained: bool = True) -> nn.Parameter:
+        zeros = torch.zeros(rows, columns, device=self.base.weight.device)
+        return nn.Parameter(zeros, requires_grad=trained)
+
+    @property
+    def trained(self) -> tuple[nn.Parameter, ...]:
+        """Return the factors that are trained, A before B."""
+        return tuple(p for p in self.parameters(recurse=False) if p.requires_grad)
 
     @property
     def weight(self) -> Tensor:
@@ -106,8 +133,8 @@ class LoraAdapter:
     adapted_blocks: range  # positions of the adapted blocks in that list
 
     def parameters(self) -> list[nn.Parameter]:
-        """Return every A and B; their order defines the layout of `vector`."""
-        return [p for layer in self.layers.values() for p in (layer.lora_a, layer.lora_b)]
+        """Return every trained factor; their order defines the layout of `vector`."""
+        return [factor for layer in self.layers.values() for factor in layer.trained]
 
     def vector(self) -> Tensor:
         """Copy all parameters into one float32 vector (P,)."""
@@ -137,34 +164,28 @@ class LoraAdapter:
 def attach(model: nn.Module, config: LoraConfig, *, seed: int | None = None) -> LoraAdapter:
     """Freeze `model` and put an adapter on its chosen linear layers; the head never gets one.
 
-    A is drawn as in PEFT (Kaiming uniform), which needs no secrecy; `seed` repeats the draw.
+    A is drawn as in PEFT (Kaiming uniform), which needs no secrecy; `seed` repeats the draw. FFA
+    needs it, since A is not in the vector; SB draws nothing.
 
     Raises:
-        UnsupportedModel: the model has no list of blocks with `nn.Linear` layers of these names.
+        UnsupportedModel: the model has no blocks with `nn.Linear` layers of these names.
+        ModelError: FFA has no seed, or SB's rank is above a side of an adapted layer.
     """
-    name, blocks = _blocks(model)
-    adapted = range(max(0, len(blocks) - (config.last_layers or len(blocks))), len(blocks))
-    chosen = {
-        f"{name}.{index}.{path}": module
-        for index in adapted
-        for path, module in blocks[index].named_modules()
-        if isinstance(module, nn.Linear) and _is_target(path, config.targets)
-    }
-    found = {path.rpartition(".")[2] for path in chosen}
-    if not chosen or set(config.targets) - found:
-        raise UnsupportedModel(
-            f"no linear layers {sorted(set(config.targets) - found) or ''} in {name} of "
-            f"{type(model).__name__}",
-            hint="choose targets from the names of its nn.Linear layers, such as q_proj",
-        )
+    blocks = find_blocks(model)
+    adapted = range(max(0, blocks.count - (config.last_layers or blocks.count)), blocks.count)
+    chosen = blocks.linear_layers(adapted, config.targets)
+    if config.parametrisation is Parametrisation.FFA and seed is None:
+        raise ModelError("FFA needs a seed: its A is never trained and has to be drawn alike again")
+    smallest = min(min(layer.weight.shape) for layer in chosen.values())
+    if config.parametrisation is Parametrisation.SB and config.rank > smallest:
+        raise ModelError(f"SB needs a rank of at most {smallest} here, not {config.rank}")
     model.requires_grad_(requires_grad=False)
     generator = torch.Generator().manual_seed(secrets.randbits(63) if seed is None else seed)
-    layers = {path: _wrap(model, path, linear, config) for path, linear in chosen.items()}
-    for layer in layers.values():
-        drawn = torch.empty(layer.lora_a.shape)
-        nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
-        layer.lora_a.data.copy_(drawn)
-    return LoraAdapter(model, config, layers, name, adapted)
+    layers = {path: LoRALinear(linear, config) for path, linear in chosen.items()}
+    for path, layer in layers.items():
+        _start(layer, generator)
+        model.set_submodule(path, layer)
+    return LoraAdapter(model, config, layers, blocks.name, adapted)
 
 
 def detach(adapter: LoraAdapter) -> None:
@@ -174,11 +195,12 @@ def detach(adapter: LoraAdapter) -> None:
 
 
 def to_peft(adapter: LoraAdapter, base_name: str) -> dict[str, bytes]:
-    """Write the adapter as the two files of a PEFT checkpoint, by file name."""
+    """Write an adapter of any parametrisation as the two files of a PEFT LoRA, by file name."""
     tensors = {}
     for path, layer in adapter.layers.items():
-        for part, parameter in (("lora_A", layer.lora_a), ("lora_B", layer.lora_b)):
-            tensors[f"{_PEFT_PREFIX}{path}.{part}.weight"] = parameter.detach().cpu().contiguous()
+        b = layer.lora_b if layer.core is None else layer.lora_b @ layer.core
+        for part, factor in (("lora_A", layer.lora_a), ("lora_B", b)):
+            tensors[f"{_PEFT_PREFIX}{path}.{part}.weight"] = factor.detach().cpu().contiguous()
     partial = adapter.config.last_layers is not None
     fields = {
         "base_model_name_or_path": base_name,
@@ -210,7 +232,7 @@ def from_peft(model: nn.Module, files: Mapping[str, bytes]) -> LoraAdapter:
     try:
         fields = json.loads(files[CONFIG_FILE])
         tensors = safetensors.torch.load(files[WEIGHTS_FILE])
-        config = _config_of(fields, _block_count(model))
+        config = _config_of(fields, find_blocks(model).count)
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         raise ModelError(f"this is no readable PEFT checkpoint: {error!r}") from error
     adapter = attach(model, config, seed=0)
@@ -267,23 +289,12 @@ def _names(value: object) -> tuple[str, ...]:
     return tuple(sorted(value))
 
 
-def _is_target(path: str, targets: tuple[str, ...]) -> bool:
-    return not targets or path.rpartition(".")[2] in targets
-
-
-def _block_count(model: nn.Module) -> int:
-    return len(_blocks(model)[1])
-
-
-def _blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Find the model's stack of blocks: its longest module list."""
-    lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
-    if not lists:
-        raise UnsupportedModel(f"{type(model).__name__} has no list of blocks")
-    return max(lists, key=lambda item: len(item[1]))
-
-
-def _wrap(model: nn.Module, path: str, base: nn.Linear, config: LoraConfig) -> LoRALinear:
-    layer = LoRALinear(base, config)
-    model.set_submodule(path, layer)
-    return layer
+def _start(layer: LoRALinear, generator: torch.Generator) -> None:
+    """Give the factors other than zero their start."""
+    if layer.core is None:
+        a = torch.empty(layer.lora_a.shape)
+        nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
+    else:
+        a, b = frozen_factors(layer.weight, len(layer.core))
+        layer.lora_b.data.copy_(b)
+    layer.lora_a.data.copy_(a)

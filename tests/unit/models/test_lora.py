@@ -17,6 +17,7 @@ from llmos.models.lora import (
     LoraAdapter,
     LoraConfig,
     LoRALinear,
+    Parametrisation,
     attach,
     detach,
     from_peft,
@@ -57,18 +58,33 @@ def trained(config: LoraConfig) -> LoraAdapter:
     return adapter
 
 
-def test_attaches_to_all_linear_layers_but_the_head_and_changes_nothing_yet() -> None:
+@pytest.mark.parametrize("kind", Parametrisation)
+def test_attaches_to_all_linear_layers_but_the_head_and_changes_nothing_yet(
+    kind: Parametrisation,
+) -> None:
     plain = logits(model())
-    adapter = attach(model(), LoraConfig())
+    adapter = attach(model(), LoraConfig(rank=4, parametrisation=kind), seed=0)
     assert len(adapter.layers) == 3 * 7
     assert not any("lm_head" in name for name in adapter.layers)
     assert torch.equal(logits(adapter.model), plain)
 
 
-def test_base_is_frozen_in_its_dtype_and_adapter_trains_in_float32() -> None:
-    adapter = attach(model(torch.bfloat16), LoraConfig(rank=2))
-    trainable = {name for name, p in adapter.model.named_parameters() if p.requires_grad}
-    assert trainable == {f"{n}.lora_{m}" for n in adapter.layers for m in "ab"}
+@pytest.mark.parametrize(
+    ("kind", "factors"),
+    [
+        (Parametrisation.LORA, ("lora_a", "lora_b")),
+        (Parametrisation.FFA, ("lora_b",)),
+        (Parametrisation.SB, ("core",)),
+    ],
+)
+def test_base_is_frozen_in_its_dtype_and_adapter_trains_in_float32(
+    kind: Parametrisation, factors: tuple[str, ...]
+) -> None:
+    adapter = attach(model(torch.bfloat16), LoraConfig(rank=2, parametrisation=kind), seed=0)
+    trainable = {name: p for name, p in adapter.model.named_parameters() if p.requires_grad}
+    assert trainable.keys() == {f"{n}.{factor}" for n in adapter.layers for factor in factors}
+    assert {id(p) for p in adapter.parameters()} == {id(p) for p in trainable.values()}
+    assert adapter.vector().numel() == sum(p.numel() for p in trainable.values())
     assert {p.dtype for p in adapter.parameters()} == {torch.float32}
     assert {layer.weight.dtype for layer in adapter.layers.values()} == {torch.bfloat16}
     assert logits(adapter.model).dtype == torch.bfloat16
@@ -132,9 +148,50 @@ def test_vector_round_trip() -> None:
     assert torch.equal(adapter.vector(), vector)
 
 
+@pytest.mark.parametrize("kind", [Parametrisation.FFA, Parametrisation.SB])
+def test_averaging_vectors_averages_the_updates(kind: Parametrisation) -> None:
+    """What federated averaging needs; the product of averaged A and B is another update."""
+    adapter = trained(LoraConfig(rank=3, parametrisation=kind))
+    plain = dict(model().named_parameters())
+
+    def updates(vector: torch.Tensor) -> torch.Tensor:
+        adapter.load_vector(vector)
+        merged = model()
+        merge(merged, to_peft(adapter, "base"))
+        parts = [new - plain[name] for name, new in merged.named_parameters()]
+        return torch.cat([part.detach().flatten() for part in parts])
+
+    first = adapter.vector()
+    second = torch.randn(first.shape, generator=torch.Generator().manual_seed(2))
+    expected = (updates(first) + updates(second)) / 2
+    torch.testing.assert_close(updates((first + second) / 2), expected, atol=1e-6, rtol=1e-4)
+
+
+def test_frozen_factors_are_the_same_for_every_site() -> None:
+    for kind, seeds in ((Parametrisation.FFA, (5, 5)), (Parametrisation.SB, (1, None))):
+        config = LoraConfig(rank=3, parametrisation=kind)
+        sites = [attach(model(), config, seed=seed) for seed in seeds]
+        for first, second in zip(*(site.layers.values() for site in sites), strict=True):
+            assert first.lora_a.any()
+            assert torch.equal(first.lora_a, second.lora_a)
+            assert torch.equal(first.lora_b, second.lora_b)
+
+
+def test_ffa_without_a_seed_and_sb_above_a_side_are_refused_before_anything_changes() -> None:
+    untouched = model()
+    with pytest.raises(ModelError, match="seed"):
+        attach(untouched, LoraConfig(parametrisation=Parametrisation.FFA))
+    with pytest.raises(ModelError, match="at most 12"):  # k_proj has 12 outputs
+        attach(untouched, LoraConfig(rank=13, parametrisation=Parametrisation.SB))
+    assert all(parameter.requires_grad for parameter in untouched.parameters())
+    attach(untouched, LoraConfig(rank=12, parametrisation=Parametrisation.SB))
+
+
 @pytest.mark.parametrize(
     "config",
     [
+        LoraConfig(rank=3, parametrisation=Parametrisation.FFA),
+        LoraConfig(rank=3, last_layers=2, parametrisation=Parametrisation.SB),
         LoraConfig(rank=4, alpha=12),
         LoraConfig(rank=2, alpha=3, last_layers=1),
         LoraConfig(rank=2, last_layers=2, targets=("v_proj", "up_proj")),
@@ -166,12 +223,16 @@ def test_reads_what_peft_saved(tmp_path: Path) -> None:
     torch.testing.assert_close(logits(ours.model), logits(theirs), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("config", [LoraConfig(rank=4), LoraConfig(rank=4, last_layers=2)])
-def test_files_round_trip_and_merge(config: LoraConfig) -> None:
-    adapter = trained(config)
+@pytest.mark.parametrize("kind", Parametrisation)
+@pytest.mark.parametrize("last_layers", [None, 2])
+def test_files_round_trip_and_merge(kind: Parametrisation, last_layers: int | None) -> None:
+    adapter = trained(LoraConfig(rank=4, last_layers=last_layers, parametrisation=kind))
     files = to_peft(adapter, "base")
     again = from_peft(model(), files)
-    assert torch.equal(again.vector(), adapter.vector())
+    assert again.config.parametrisation is Parametrisation.LORA
+    assert to_peft(again, "base") == files
+    if kind is Parametrisation.LORA:
+        assert torch.equal(again.vector(), adapter.vector())
     merged = model()
     merge(merged, files)
     assert not any(isinstance(module, LoRALinear) for module in merged.modules())

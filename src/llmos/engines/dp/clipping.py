@@ -1,16 +1,17 @@
 """Per-unit gradient clipping in one backward pass.
 
-While autograd runs backward once for a microbatch, each adapted layer computes the gradients of its
-A and B for every row, adds the rows of a unit and hands them to a recorder: the work of an ordinary
-batch gradient, only not yet summed over units (book-keeping: Bu et al. 2022, arXiv:2210.00038).
-Parameters enter detached, so nothing but a recorder ever holds a gradient. Norms are taken in
-float32 on the very tensors that are summed.
+While autograd runs backward once for a microbatch, each adapted layer hands a recorder what the
+gradients of its trained factors are products of. The recorder multiplies for every row and adds the
+rows of a unit: the work of an ordinary batch gradient, only not yet summed over units
+(book-keeping: Bu et al. 2022, arXiv:2210.00038). Parameters enter detached, so nothing but a
+recorder ever holds a gradient. Norms are taken in float32 on the very tensors that are summed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import Final, Protocol
 
 import torch
@@ -19,24 +20,19 @@ from torch.autograd import Function
 
 from llmos.engines.dp.kernels import Context, Scratch, apply, gate_gradients, gated, product_dtype
 from llmos.errors import SelfTestFailed
-from llmos.models.lora import LoraAdapter, LoRALinear
+from llmos.models.lora import LoraAdapter, LoRALinear, Parametrisation
 
 _SAFETY: Final = 1 - 2.0**-20  # keeps a clipped unit's norm below the bound after float32 rounding
+
+# A trained factor's gradient as left (R, T, m) and right (R, T, n): each row's is left^T right.
+Gradient = tuple[Tensor, Tensor]
 
 
 class Recorder(Protocol):
     """What an adapted layer hands its part of the gradient to during backward."""
 
-    def record(self, layer: LoRALinear, x: Tensor, u: Tensor, g: Tensor, gu: Tensor) -> None:
-        """Take the factors of a layer's gradient: dA = gu^T x and dB = scaling g^T u.
-
-        Args:
-            layer: whose gradient it is.
-            x: input (R, T, in).
-            u: x A^T (R, T, rank).
-            g: gradient of the output (R, T, out).
-            gu: scaling g B (R, T, rank).
-        """
+    def record(self, layer: LoRALinear, gradients: Sequence[Gradient]) -> None:
+        """Take the gradients of a layer's trained factors, valid during the call alone."""
         ...
 
 
@@ -57,7 +53,8 @@ class _RecordedProduct(Function):
         rows = scratch.widen("x", x, wide).flatten(0, 1)  # (R * T, in)
         u = rows @ layer.lora_a.to(wide).T  # (R * T, rank)
         y = scratch.product("y", rows, scratch.widen("w", layer.weight, wide).T, x.dtype)
-        y.addmm_(u, layer.lora_b.to(wide).T, alpha=layer.scaling)  # (R * T, out)
+        v = u if layer.core is None else u @ layer.core.to(wide).T
+        y.addmm_(v, layer.lora_b.to(wide).T, alpha=layer.scaling)  # (R * T, out)
         if layer.bias is not None:
             y.add_(layer.bias)
         ctx.save_for_backward(u.view(*x.shape[:-1], -1), *inputs)
@@ -71,15 +68,23 @@ class _RecordedProduct(Function):
         product: RecordedProduct = ctx.product
         wide, scratch = u.dtype, product.scratch
         g = scratch.widen("y", gradients[0], wide)  # (R, T, out)
-        gu = (g @ layer.lora_b.to(wide)).mul_(layer.scaling)  # (R, T, rank)
-        x = _input(inputs)
-        product.recorder.record(layer, scratch.widen("x", x, wide), u, g, gu)
+        gv = (g @ layer.lora_b.to(wide)).mul_(layer.scaling)  # (R, T, rank)
+        gu = gv if layer.core is None else gv @ layer.core.to(wide)
+        match layer.parametrisation:
+            case Parametrisation.LORA:
+                x = scratch.widen("x", _input(inputs), wide)
+                product.recorder.record(layer, [(gu, x), (g, u * layer.scaling)])
+            case Parametrisation.FFA:
+                product.recorder.record(layer, [(g, u * layer.scaling)])
+            case Parametrisation.SB:
+                product.recorder.record(layer, [(gv, u)])
         if not any(ctx.needs_input_grad[3:]):
             return (None,) * (3 + len(inputs))
         weight = scratch.widen("w", layer.weight, wide)
-        dx = scratch.product("x", g.flatten(0, 1), weight, x.dtype)  # (R * T, in)
+        narrow = inputs[0].dtype
+        dx = scratch.product("x", g.flatten(0, 1), weight, narrow)  # (R * T, in)
         dx.addmm_(gu.flatten(0, 1), layer.lora_a.to(wide))
-        dx = dx.to(x.dtype).view(x.shape)
+        dx = dx.to(narrow).view(inputs[0].shape)
         return None, None, None, *((dx,) if len(inputs) == 1 else gate_gradients(dx, *inputs))
 
 
@@ -106,18 +111,17 @@ class RecordedProduct:
 
 
 class _Layout:
-    """Where each layer's A and B lie in a vector (P,), and which layers have recorded."""
+    """Where each layer's trained factors lie in a vector (P,), and which layers have recorded."""
 
     def __init__(self, adapter: LoraAdapter) -> None:
         self.names = {layer: name for name, layer in adapter.layers.items()}
         self.records = dict.fromkeys(self.names, 0)
-        self.spans: dict[LoRALinear, tuple[slice, slice]] = {}
+        self.spans: dict[LoRALinear, list[slice]] = {}
         start = 0
         for layer in self.names:
-            middle = start + layer.lora_a.numel()
-            end = middle + layer.lora_b.numel()
-            self.spans[layer] = (slice(start, middle), slice(middle, end))
-            start = end
+            ends = list(accumulate((p.numel() for p in layer.trained), initial=start))
+            self.spans[layer] = [slice(*span) for span in pairwise(ends)]
+            start = ends[-1]
 
     def check(self) -> None:
         """Refuse a pass in which a layer took part never or more than once."""
@@ -148,11 +152,10 @@ class UnitGradients:
         self._squares = torch.zeros(units, dtype=torch.float64, device=unit_of_row.device)
         self._gradients: list[tuple[slice, Tensor]] = []
 
-    def record(self, layer: LoRALinear, x: Tensor, u: Tensor, g: Tensor, gu: Tensor) -> None:
+    def record(self, layer: LoRALinear, gradients: Sequence[Gradient]) -> None:
         """Keep a layer's gradients, one for each unit, and add to the units' squared norms."""
-        span_a, span_b = self._layout.spans[layer]
-        self._keep(span_a, torch.bmm(gu.mT, x))
-        self._keep(span_b, torch.bmm(g.mT, u).mul_(layer.scaling))
+        for span, (left, right) in zip(self._layout.spans[layer], gradients, strict=True):
+            self._keep(span, torch.bmm(left.mT, right))
         self._layout.records[layer] += 1
 
     def add_clipped(self, total: Tensor, clip_norm: float) -> ClippedUnits:
@@ -204,13 +207,10 @@ class SummedGradients:
         self._layout = _Layout(adapter)
         self._total = total
 
-    def record(self, layer: LoRALinear, x: Tensor, u: Tensor, g: Tensor, gu: Tensor) -> None:
+    def record(self, layer: LoRALinear, gradients: Sequence[Gradient]) -> None:
         """Add a layer's gradient to the total."""
-        span_a, span_b = self._layout.spans[layer]
-        rows = (tensor.flatten(0, 1) for tensor in (x, u, g, gu))
-        x, u, g, gu = rows  # (R * T, .)
-        self._total[span_a] += (gu.T @ x).flatten()
-        self._total[span_b] += (g.T @ u).mul_(layer.scaling).flatten()
+        for span, (left, right) in zip(self._layout.spans[layer], gradients, strict=True):
+            self._total[span] += (left.flatten(0, 1).T @ right.flatten(0, 1)).flatten()
         self._layout.records[layer] += 1
 
     def check(self) -> None:

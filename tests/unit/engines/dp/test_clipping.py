@@ -21,7 +21,7 @@ from llmos.engines.dp.loss import LanguageModel, collate, losses
 from llmos.engines.dp.sampling import Microbatch
 from llmos.engines.dp.selftest import reference
 from llmos.errors import SelfTestFailed
-from llmos.models.lora import LoraAdapter
+from llmos.models.lora import LoraAdapter, Parametrisation
 
 CLIP_NORM = 0.3
 RECORDS = make_records([24, 12, 21, 5, 24, 9], [0, 1, 2, 3, 3, 0])
@@ -71,10 +71,15 @@ def loop(adapter: LoraAdapter) -> tuple[Tensor, Tensor]:
     [(torch.float64, 2e-6), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)],
 )
 @pytest.mark.parametrize("last_layers", [None, 1])
+@pytest.mark.parametrize("kind", Parametrisation)
 def test_clipped_sum_equals_the_loop(
-    make_adapter: MakeAdapter, dtype: torch.dtype, tolerance: float, last_layers: int | None
+    make_adapter: MakeAdapter,
+    kind: Parametrisation,
+    dtype: torch.dtype,
+    tolerance: float,
+    last_layers: int | None,
 ) -> None:
-    adapter = make_adapter(dtype, last_layers=last_layers)
+    adapter = make_adapter(dtype, last_layers=last_layers, parametrisation=kind)
     norms, expected = loop(adapter)
     total, clipped = clipped_sum(adapter)
     assert bool((clipped.coefficients < 1).any())
@@ -82,8 +87,9 @@ def test_clipped_sum_equals_the_loop(
     assert (total.double() - expected).norm() < tolerance * expected.norm()
 
 
-def test_plain_sum_equals_the_loop(make_adapter: MakeAdapter) -> None:
-    adapter = make_adapter()
+@pytest.mark.parametrize("kind", Parametrisation)
+def test_plain_sum_equals_the_loop(make_adapter: MakeAdapter, kind: Parametrisation) -> None:
+    adapter = make_adapter(parametrisation=kind)
     total = torch.zeros_like(adapter.vector())
     recorder = SummedGradients(adapter, total)
     record(adapter, recorder, range(6), range(6))
@@ -102,8 +108,11 @@ def test_losses_are_those_of_the_model(make_adapter: MakeAdapter) -> None:
         assert found[row].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_no_unit_moves_the_sum_by_more_than_the_clip_norm(make_adapter: MakeAdapter) -> None:
-    adapter = make_adapter()
+@pytest.mark.parametrize("kind", Parametrisation)
+def test_no_unit_moves_the_sum_by_more_than_the_clip_norm(
+    make_adapter: MakeAdapter, kind: Parametrisation
+) -> None:
+    adapter = make_adapter(parametrisation=kind)
     for clip_norm in (1e-6, 1e-3, 0.3):
         whole, _ = clipped_sum(adapter, clip_norm=clip_norm)
         for unit in range(4):

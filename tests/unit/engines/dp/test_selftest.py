@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llmos.engines.dp import selftest
 from llmos.errors import SelfTestFailed
-from llmos.models.lora import LoraAdapter
+from llmos.models.lora import LoraAdapter, Parametrisation
 
 RECORDS = make_records([12, 9], [0, 1])
 
@@ -46,10 +46,13 @@ def test_a_wrong_loss_is_found_even_in_bfloat16(make_adapter: MakeAdapter, fault
         selftest.compare(adapter, gradients, losses * fault, RECORDS)
 
 
-def test_every_parameter_has_a_gradient_at_the_trial_weights(make_adapter: MakeAdapter) -> None:
-    adapter = make_adapter()
+@pytest.mark.parametrize("kind", Parametrisation)
+def test_every_parameter_has_a_gradient_at_the_trial_weights(
+    make_adapter: MakeAdapter, kind: Parametrisation
+) -> None:
+    adapter = make_adapter(parametrisation=kind)
     for layer in adapter.layers.values():
-        layer.lora_b.data.zero_()
+        layer.trained[-1].data.zero_()
     adapter.load_vector(selftest.trial_weights(adapter))
     gradient = selftest.reference(adapter, RECORDS[0]).gradient
     assert bool((gradient != 0).double().mean() > 0.99)

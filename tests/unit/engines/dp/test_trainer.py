@@ -22,7 +22,7 @@ from llmos.engines.dp.randomness import Randomness, RandomnessSource
 from llmos.engines.dp.sampling import TrainingRecord
 from llmos.engines.dp.trainer import FitResult, StepReport, fit
 from llmos.errors import EngineError, SelfTestFailed
-from llmos.models.lora import LoraAdapter
+from llmos.models.lora import LoraAdapter, Parametrisation
 
 RECORDS = make_records([24, 12, 21, 5, 24, 9, 17, 30], [0, 1, 2, 3, 4, 0, 5, 0])
 PLAN = DPPlan(
@@ -102,6 +102,21 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
         assert result.mechanism_run == PoissonRun(stop_after)
     resumed, result = train(make_adapter(), plan, resume=saved[0][0])
     assert result.steps == plan.steps
+    assert torch.equal(resumed, whole)
+
+
+@pytest.mark.parametrize("kind", [Parametrisation.FFA, Parametrisation.SB])
+def test_other_parametrisations_train_and_resume_bit_for_bit(
+    make_adapter: MakeAdapter, kind: Parametrisation
+) -> None:
+    adapter = make_adapter(last_layers=1, parametrisation=kind)
+    frozen = [p.clone() for p in adapter.model.parameters() if not p.requires_grad]
+    saved: list[bytes] = []
+    whole, result = train(adapter, save=lambda made, _: saved.append(made), save_every_s=0.0)
+    assert result.self_tested
+    now = [p for p in adapter.model.parameters() if not p.requires_grad]
+    assert all(map(torch.equal, now, frozen))
+    resumed, _ = train(make_adapter(last_layers=1, parametrisation=kind), resume=saved[2])
     assert torch.equal(resumed, whole)
 
 
