@@ -34,6 +34,21 @@ class TrainingState:
         return cls(0, weights, torch.zeros_like(weights), torch.zeros_like(weights))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ProximalTerm:
+    """mu / 2 |w - w_global|^2, added to the loss (FedProx: Li et al. 2018, arXiv:1812.06127).
+
+    It depends on no record, so that its gradient is added after clipping and noise.
+    """
+
+    mu: float
+    centre: Tensor  # (P,) w_global
+
+    def gradient(self, weights: Tensor) -> Tensor:
+        """Return mu (w - w_global)."""
+        return (weights - self.centre).mul_(self.mu)
+
+
 def noise_variance(plan: DPPlan) -> float:
     """Return the variance that noise adds to each coordinate of the mean gradient."""
     if plan.privacy is None:

@@ -44,9 +44,7 @@ class Draw:
 class Sampler:
     """Draws the batch of any step; the same step and randomness give the same batch."""
 
-    def __init__(
-        self, records: Sequence[TrainingRecord], plan: DPPlan, randomness: Randomness
-    ) -> None:
+    def __init__(self, records: Sequence[TrainingRecord], plan: DPPlan) -> None:
         """Group records by unit.
 
         Fewer units than planned are those of a neighbouring dataset: each is drawn with the planned
@@ -62,13 +60,12 @@ class Sampler:
             raise EngineError(f"the plan is for {plan.units} units, the data has {len(grouped)}")
         self._records_of_unit = list(grouped.values())
         self._plan = plan
-        self._randomness = randomness
 
-    def batch(self, step: int) -> list[Draw]:
+    def batch(self, step: int, randomness: Randomness) -> list[Draw]:
         """Draw the batch of a 0-based step; under privacy it may be empty."""
-        stream = self._randomness.stream(Purpose.SAMPLING, step)
+        stream = randomness.stream(Purpose.SAMPLING, step)
         if self._plan.privacy is None:
-            units = self._shuffled(step)
+            units = self._shuffled(step, randomness)
         else:
             present = len(self._records_of_unit)
             units = poisson_sample(present, self._plan.sampling_probability, stream)
@@ -82,7 +79,7 @@ class Sampler:
         chosen = stream.choose(len(records), self._plan.max_records_per_unit)
         return tuple(records[position] for position in chosen)
 
-    def _shuffled(self, step: int) -> list[int]:
+    def _shuffled(self, step: int, randomness: Randomness) -> list[int]:
         """Cut the step's batch out of an endless sequence of shuffled epochs."""
         units = len(self._records_of_unit)
         size = max(1, round(self._plan.expected_batch_units))
@@ -90,7 +87,7 @@ class Sampler:
         batch: list[int] = []
         for epoch in range(wanted.start // units, (wanted.stop - 1) // units + 1):
             # Epochs number their streams below zero, steps from zero on: no stream is used twice.
-            order = self._randomness.stream(Purpose.SAMPLING, -1 - epoch).choose(units, units)
+            order = randomness.stream(Purpose.SAMPLING, -1 - epoch).choose(units, units)
             first = max(0, wanted.start - epoch * units)
             batch.extend(int(unit) for unit in order[first : wanted.stop - epoch * units])
         return batch

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from llmos.engines.dp import checkpoint, prefix, selftest
+from llmos.engines.dp import checkpoint, selftest
 from llmos.engines.dp.clipping import RecordedProduct, Recorder, SummedGradients, UnitGradients
-from llmos.engines.dp.kernels import Fusion, Scratch
-from llmos.engines.dp.loss import Batch, LanguageModel, collate, losses
+from llmos.engines.dp.loss import Batch, collate, losses
 from llmos.engines.dp.noise import add_gaussian
-from llmos.engines.dp.optimizer import TrainingState, adamw, noise_variance
+from llmos.engines.dp.optimizer import ProximalTerm, TrainingState, adamw, noise_variance
 from llmos.engines.dp.plan import DPPlan, Performance
 from llmos.engines.dp.randomness import Purpose, Randomness, RandomnessSource
-from llmos.engines.dp.sampling import Draw, Microbatch, Sampler, TrainingRecord, microbatches
+from llmos.engines.dp.run import Run, prepare, threads
+from llmos.engines.dp.sampling import Draw, Microbatch, TrainingRecord, microbatches
 from llmos.errors import EngineError
 from llmos.models.lora import LoraAdapter
 from llmos.privacy import Mechanism
@@ -53,27 +52,28 @@ class FitResult:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Run:
-    """All that stays the same from step to step."""
+class Stretch:
+    """Steps in a row under one random key and from fresh moments; `fit` is one over the plan."""
 
-    adapter: LoraAdapter
-    model: LanguageModel
-    records: Sequence[TrainingRecord]
-    lengths: tuple[int, ...]
-    plan: DPPlan
-    performance: Performance
     randomness: Randomness
-    sampler: Sampler
-    fusion: Fusion
-    scratch: Scratch
-    cache: prefix.PrefixCache | None
+    first_step: int = 0  # of the plan: where its learning rates and batches go on
+    proximal: ProximalTerm | None = None
 
 
-def step(run: Run, state: TrainingState) -> tuple[TrainingState, StepReport]:
+@dataclass(frozen=True, slots=True, eq=False)
+class Progress:
+    """Where a stretch stands after a step; the state counts the stretch's own steps."""
+
+    state: TrainingState
+    report: StepReport
+    self_tested: bool  # False while no step had a record
+
+
+def step(run: Run, stretch: Stretch, state: TrainingState) -> tuple[TrainingState, StepReport]:
     """Sample, clip, sum, add noise, update. An empty batch is a step of noise alone."""
     started = time.perf_counter()
-    plan = run.plan
-    draws = run.sampler.batch(state.step)
+    plan, number = run.plan, stretch.first_step + state.step
+    draws = run.sampler.batch(number, stretch.randomness)
     total = torch.zeros_like(state.weights)
     tokens, record_losses = 0, []
     for microbatch in microbatches(draws, run.lengths, run.performance.microbatch_tokens):
@@ -81,20 +81,45 @@ def step(run: Run, state: TrainingState) -> tuple[TrainingState, StepReport]:
         record_losses.append(_add_gradient(run, microbatch, batch, total))
         tokens += batch.tokens
     if plan.privacy is not None:
-        stream = run.randomness.stream(Purpose.NOISE, state.step)
+        stream = stretch.randomness.stream(Purpose.NOISE, number)
         add_gaussian(total, plan.privacy.noise_std, stream)
     divisor = len(draws) if plan.privacy is None else plan.expected_batch_units
+    total.div_(divisor)
+    if stretch.proximal is not None:
+        total.add_(stretch.proximal.gradient(state.weights))
     after = adamw(
         state,
-        total.div_(divisor),
+        total,
         plan.optimizer,
-        rate=plan.optimizer.rate(state.step, plan.steps),
+        rate=plan.optimizer.rate(number, plan.steps),
         variance=noise_variance(plan),
     )
     run.adapter.load_vector(after.weights)
     mean_loss = torch.cat(record_losses).mean().item() if record_losses else None
     seconds = time.perf_counter() - started
-    return after, StepReport(after.step, plan.steps, seconds, tokens, mean_loss)
+    return after, StepReport(number + 1, plan.steps, seconds, tokens, mean_loss)
+
+
+def advance(
+    run: Run, stretch: Stretch, state: TrainingState, steps: int, *, self_tested: bool = False
+) -> Iterator[Progress]:
+    """Go on until `steps` of the stretch are done; check the engine once and every update.
+
+    Raises:
+        SelfTestFailed: the engine found on the first batch that it would not train correctly.
+        EngineError: training diverged.
+    """
+    unmoved = not self_tested
+    while state.step < steps:
+        if not self_tested:
+            draws = run.sampler.batch(stretch.first_step + state.step, stretch.randomness)
+            self_tested = _self_test(run, draws)
+        first = state.weights if unmoved else None
+        with run.fusion.active():
+            state, report = step(run, stretch, state)
+        _check(first, state, report)
+        unmoved = unmoved and report.tokens == 0
+        yield Progress(state, report, self_tested)
 
 
 def fit(
@@ -129,30 +154,24 @@ def fit(
         SelfTestFailed: the engine found on the first batch that it would not train correctly.
         EngineError: plan and records, or plan and checkpoint, do not fit; or training diverged.
     """
-    performance = performance or Performance()
     randomness = randomness or Randomness.fresh()
     began = saved = time.perf_counter()
-    adapter.model.to(performance.device).eval()
-    with _threads(performance.threads):
-        run = _prepare(adapter, records, plan, performance, randomness)
-        state, tested_before = _start(run, resume)
-        tokens, stopped, unproven = 0, False, True
-        while state.step < plan.steps and not stopped:
-            if unproven:
-                unproven = not _self_test(run, run.sampler.batch(state.step))
-            first = state.weights if tokens == 0 else None
-            with run.fusion.active():
-                state, report = step(run, state)
-            _check(first, state)
-            tokens += report.tokens
+    run = prepare(adapter, records, plan, performance)
+    with threads(run.performance.threads):
+        state, tested = _start(run, resume)
+        tokens, stopped = 0, False
+        for done in advance(run, Stretch(randomness), state, plan.steps):
+            state, tested = done.state, tested or done.self_tested
+            tokens += done.report.tokens
             if on_step is not None:
-                on_step(report)
+                on_step(done.report)
             stopped = stop is not None and state.step < plan.steps and stop()
             due = time.perf_counter() - saved >= save_every_s
             if save is not None and (due or stopped or state.step == plan.steps):
-                tested = tested_before or not unproven
                 save(checkpoint.encode(state, plan, self_tested=tested), state.step)
                 saved = time.perf_counter()
+            if stopped:
+                break
     return FitResult(
         mechanism_run=None if plan.mechanism is None else plan.mechanism.after(state.step),
         steps=state.step,
@@ -160,34 +179,7 @@ def fit(
         seconds=time.perf_counter() - began,
         tokens=tokens,
         randomness=randomness.source,
-        self_tested=tested_before or not unproven,
-    )
-
-
-def _prepare(
-    adapter: LoraAdapter,
-    records: Sequence[TrainingRecord],
-    plan: DPPlan,
-    performance: Performance,
-    randomness: Randomness,
-) -> Run:
-    model = LanguageModel.of(adapter.model)
-    fusion = Fusion.of(model.body)
-    sampler = Sampler(records, plan, randomness)
-    with fusion.active():
-        cache = prefix.build(adapter, model.body, records, plan, performance)
-    return Run(
-        adapter=adapter,
-        model=model,
-        records=records,
-        lengths=tuple(len(record.ids) for record in records),
-        plan=plan,
-        performance=performance,
-        randomness=randomness,
-        sampler=sampler,
-        fusion=fusion,
-        scratch=Scratch(),
-        cache=cache,
+        self_tested=tested,
     )
 
 
@@ -248,23 +240,12 @@ def _self_test(run: Run, draws: Sequence[Draw]) -> bool:
     return True
 
 
-def _check(first: Tensor | None, state: TrainingState) -> None:
+def _check(first: Tensor | None, state: TrainingState, report: StepReport) -> None:
     """Check the first update closely and every later one for divergence."""
     if first is not None:
         selftest.check_update(first, state.weights)
     elif not bool(state.weights.isfinite().all()):
         raise EngineError(
-            f"training diverged at step {state.step}: a weight is not a finite number",
+            f"training diverged at step {report.step}: a weight is not a finite number",
             hint="lower the learning rate",
         )
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Use `count` CPU threads inside the block; 0 leaves the setting."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

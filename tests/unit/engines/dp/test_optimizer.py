@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llmos.engines.dp.optimizer import TrainingState, adamw, noise_variance
+from llmos.engines.dp.optimizer import ProximalTerm, TrainingState, adamw, noise_variance
 from llmos.engines.dp.plan import AdamWSettings, DPPlan, GaussianClipping
 
 SETTINGS = AdamWSettings(weight_decay=0.1, beta2=0.95)
@@ -55,3 +55,12 @@ def test_variance_is_that_of_the_noisy_mean() -> None:
     plan = DPPlan(100, 10, 5, GaussianClipping(0.5, 3.0))
     assert noise_variance(plan) == pytest.approx((3.0 * 0.5 / 10) ** 2)
     assert noise_variance(replace(plan, privacy=None)) == 0
+
+
+def test_the_proximal_term_pulls_back_to_the_centre() -> None:
+    centre = torch.tensor([1.0, -2.0])
+    weights = torch.tensor([3.0, -2.5], requires_grad=True)
+    (0.3 / 2 * (weights - centre).square().sum()).backward()  # type: ignore[no-untyped-call]
+    found = ProximalTerm(0.3, centre).gradient(weights.detach())
+    torch.testing.assert_close(found, weights.grad)
+    assert torch.equal(centre, torch.tensor([1.0, -2.0]))

@@ -22,6 +22,7 @@ from llmos.engines.dp.sampling import (
 from llmos.errors import EngineError
 
 PLAN = DPPlan(units=12, expected_batch_units=3, steps=9, privacy=GaussianClipping(1, 1))
+SEEDED = Randomness.insecure_test(0)
 FALSE_ALARM = 1e-9
 
 
@@ -56,16 +57,16 @@ def test_probability_one_takes_everyone() -> None:
 
 
 def test_batches_repeat_by_step_and_differ_between_steps() -> None:
-    sampler = Sampler(records(12), PLAN, Randomness.insecure_test(0))
-    batches = [sampler.batch(step) for step in range(20)]
-    assert [sampler.batch(step) for step in range(20)] == batches
+    sampler = Sampler(records(12), PLAN)
+    batches = [sampler.batch(step, SEEDED) for step in range(20)]
+    assert [sampler.batch(step, SEEDED) for step in range(20)] == batches
     assert len({tuple(draw.unit for draw in batch) for batch in batches}) > 10
 
 
 def test_a_unit_brings_at_most_its_cap_of_distinct_records() -> None:
     plan = replace(PLAN, expected_batch_units=12, max_records_per_unit=3)
-    sampler = Sampler(records(12, per_unit=7), plan, Randomness.insecure_test(0))
-    draws = sampler.batch(0)
+    sampler = Sampler(records(12, per_unit=7), plan)
+    draws = sampler.batch(0, SEEDED)
     assert len(draws) == 12
     for draw in draws:
         assert len(set(draw.records)) == 3
@@ -75,8 +76,11 @@ def test_a_unit_brings_at_most_its_cap_of_distinct_records() -> None:
 def test_the_records_of_a_unit_are_drawn_uniformly() -> None:
     """Chi-square over 2,000 draws, false alarm 1e-9 over fresh keys."""
     plan = DPPlan(1, 1, 1, GaussianClipping(1, 1), max_records_per_unit=2)
-    sampler = Sampler(records(1, per_unit=5), plan, Randomness.fresh())
-    drawn = [record for step in range(2000) for record in sampler.batch(step)[0].records]
+    randomness = Randomness.fresh()
+    sampler = Sampler(records(1, per_unit=5), plan)
+    drawn = [
+        record for step in range(2000) for record in sampler.batch(step, randomness)[0].records
+    ]
     # Records of one batch exclude each other, which only makes the counts steadier.
     assert stats.chisquare(np.bincount(drawn, minlength=5)).pvalue > FALSE_ALARM
 
@@ -84,32 +88,33 @@ def test_the_records_of_a_unit_are_drawn_uniformly() -> None:
 @pytest.mark.parametrize("units", [0, 13])
 def test_data_with_no_unit_or_with_more_than_planned_are_refused(units: int) -> None:
     with pytest.raises(EngineError, match=f"12 units, the data has {units}"):
-        Sampler(records(units) if units else [], PLAN, Randomness.fresh())
+        Sampler(records(units) if units else [], PLAN)
 
 
 def test_the_units_that_are_left_are_drawn_with_the_planned_probability() -> None:
     """A unit less is a neighbouring dataset: nobody else's chance changes. False alarm 1e-9."""
     plan = replace(PLAN, steps=4000)
-    sampler = Sampler(records(9), plan, Randomness.fresh())
+    randomness = Randomness.fresh()
+    sampler = Sampler(records(9), plan)
     taken = np.zeros(9)
     for step in range(4000):
-        taken[[draw.unit for draw in sampler.batch(step)]] += 1
+        taken[[draw.unit for draw in sampler.batch(step, randomness)]] += 1
     low, high = stats.binom(4000, 3 / 12).ppf([FALSE_ALARM / 18, 1 - FALSE_ALARM / 18])
     assert ((low <= taken) & (taken <= high)).all()
 
 
 def test_without_privacy_the_units_that_are_left_share_the_epochs() -> None:
-    sampler = Sampler(records(9), replace(PLAN, privacy=None), Randomness.insecure_test(0))
-    drawn = [draw.unit for step in range(3) for draw in sampler.batch(step)]
+    sampler = Sampler(records(9), replace(PLAN, privacy=None))
+    drawn = [draw.unit for step in range(3) for draw in sampler.batch(step, SEEDED)]
     assert sorted(drawn) == list(range(9))
 
 
 @pytest.mark.parametrize("batch_units", [1, 3, 5, 12])
 def test_without_privacy_every_epoch_takes_each_unit_once(batch_units: int) -> None:
     plan = replace(PLAN, privacy=None, expected_batch_units=batch_units)
-    sampler = Sampler(records(12), plan, Randomness.insecure_test(0))
-    sequence = [draw.unit for step in range(60) for draw in sampler.batch(step)]
-    assert {len(sampler.batch(step)) for step in range(60)} == {batch_units}
+    sampler = Sampler(records(12), plan)
+    sequence = [draw.unit for step in range(60) for draw in sampler.batch(step, SEEDED)]
+    assert {len(sampler.batch(step, SEEDED)) for step in range(60)} == {batch_units}
     epochs = [sequence[start : start + 12] for start in range(0, len(sequence) - 11, 12)]
     assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
     assert epochs[0] != epochs[1]
