@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import llmos
 from tests.homes import CLI, close, opened, process_environment, write_notes
+
+import llmos
 
 ORGANISATION: Final = "research.example"
 PATIENCE_S: Final = 120.0

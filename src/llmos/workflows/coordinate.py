@@ -36,7 +36,7 @@ from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action
 from llmos.parties import authority, signatures
 from llmos.workflows import federated_state, publish_federated
-from llmos.workflows.federated_round import ROUND_TYPE, Attempt, PlainAttempt, Task
+from llmos.workflows.federated_round import ROUND_TYPE, UPLOAD, Attempt, PlainAttempt, Task
 from llmos.workflows.federated_state import CHECKPOINT_OBJECT, weights_bytes, weights_sha256
 from llmos.workflows.masked_round import MaskedAttempt
 from llmos.workflows.parts import Parts
@@ -108,6 +108,9 @@ class Coordinator:
             self._tell(f"{job_id}: {site} {word}")
             if run.attempt is not None and not said["accepted"]:
                 self._abort(run, f"{site} has left")
+            elif before is not None and isinstance(run.attempt, MaskedAttempt):
+                # an agent that began anew has lost the secrets of the attempt under way
+                self._abort(run, f"{site} has come back")
             self._bump()
         self.tick()
 
@@ -189,7 +192,10 @@ class Coordinator:
                 said = {site: read_answer(one, site, digest) for site, one in read.items()}
                 optimizer = federated_state.optimizer(job.manifest.server)
                 state = federated_state.load(job, self._who, self._parts)
-                self._running[job.id] = Running(job, state, optimizer, said)
+                # no attempt has the number of an earlier one, also of a process that was killed
+                told = job.status or {}
+                attempts = int(told["attempt"]) if told.get("round") == state.round else 0
+                self._running[job.id] = Running(job, state, optimizer, said, attempts=attempts)
                 self._tell(f"{job.id}: offered to {len(job.manifest.sites)} sites")
                 self._bump()
             elif job.state is not FederatedState.RUNNING and job.id not in self._ended:
@@ -204,8 +210,10 @@ class Coordinator:
             threading.Thread(target=self._publish, args=(run,), name=run.job.id).start()
             return
         if run.attempt is not None:
-            allowed = manifest.deadline_s if run.attempt.phase == "upload" else PHASE_S
-            if now - run.phase_began > allowed:
+            allowed = manifest.deadline_s if run.attempt.phase == UPLOAD else PHASE_S
+            missing = run.attempt.missing()
+            gone = all(now - self._heard.get(site, run.phase_began) > LIVE_S for site in missing)
+            if now - run.phase_began > allowed or (missing and gone):
                 late = ", ".join(run.attempt.missing())
                 self._tell(f"{run.job.id}: round {run.state.round + 1}: late: {late}")
                 try:

@@ -12,19 +12,21 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from llmos.crypto import dsse
 from llmos.crypto.notes import Verifier
 from llmos.errors import (
+    AggregationAborted,
     CertificateRefused,
+    EngineError,
     JobError,
     LlmosError,
     NetworkError,
     RequestError,
     UpdateRefused,
+    VerificationFailed,
 )
 from llmos.federations import invitations
 from llmos.federations.invitations import ENDED, Invitation, InvitationState, SitePlan
@@ -131,14 +133,23 @@ class SiteAgent:
 
     def _handle(self, item: dict[str, Any] | Happened) -> None:
         if isinstance(item, Happened):
-            self._happened(item)
+            self._trying(item.job, lambda: self._happened(item))
             return
         for instruction in item["instructions"]:
             job_id = str(instruction["job"])
-            try:
-                self._instructed(job_id, instruction)
-            except (NetworkError, UpdateRefused, JobError, RequestError) as error:
-                self.tell(f"{job_id}: {error.message}")
+            self._trying(job_id, partial(self._instructed, job_id, instruction))
+
+    def _trying(self, job_id: str, act: Callable[[], None]) -> None:
+        """Do something about a job; what the coordinator refuses or spoils does not end the agent.
+
+        It is tried again when the coordinator asks again.
+        """
+        try:
+            act()
+        except (NetworkError, UpdateRefused, AggregationAborted, JobError, RequestError) as error:
+            self.tell(f"{job_id}: {error.message}")
+        except (VerificationFailed, EngineError) as error:
+            self.tell(f"{job_id}: the coordinator is not believed: {error.message}")
 
     def _instructed(self, job_id: str, instruction: dict[str, Any]) -> None:
         match instruction:

@@ -74,7 +74,8 @@ RIGHTS = {
     },
     Role.ENGINEER: {
         Action.TRAIN_PRIVATE, Action.TRAIN_WITHOUT_PRIVACY, Action.COORDINATE, Action.PLAN,
-        Action.MEASURE, Action.REPORT, Action.PULL_MODEL, Action.CHAT, Action.EXPORT_MODEL, Action.LOGIN,
+        Action.MEASURE, Action.REPORT, Action.PULL_MODEL, Action.CHAT, Action.EXPORT_MODEL,
+        Action.LOGIN,
     },
     Role.DEVELOPER: {Action.CHAT, Action.LIST_MODELS, Action.LOGIN},
     Role.AUDITOR: {Action.READ_LOG, Action.REPORT, Action.MEASURE, Action.LOGIN},
