@@ -139,7 +139,7 @@ class SiteTraining:
             objects={card.object_id, *self._kept},
             charge=charge,
             context=context,
-            details={"manifest_sha256": manifest.digest},
+            details={"manifest_sha256": manifest.digest, "purpose": manifest.purpose},
         ) as grant:
             with kernel.store.transaction() as conn:
                 states = (InvitationState.PROPOSED, InvitationState.APPROVED)
