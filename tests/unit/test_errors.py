@@ -123,3 +123,11 @@ def test_another_refusal_of_the_system_says_what_it_was(tmp_path: Path) -> None:
     error = StorageError.of(refused.value, "the key file")
     assert type(error) is StorageError
     assert error.message == "the key file cannot be used: Is a directory"
+
+
+def test_a_refused_update_names_its_site() -> None:
+    refused = errors.UpdateRefused("spiffe://research.example/party/north", "it is cut off")
+    assert refused.site == "spiffe://research.example/party/north"
+    assert refused.message == (
+        "a message of spiffe://research.example/party/north is refused: it is cut off"
+    )

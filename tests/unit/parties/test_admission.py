@@ -24,7 +24,7 @@ from llmos.kernel.identity import Role
 from llmos.kernel.kernel import Kernel
 from llmos.parties import admission, register
 from llmos.parties.authority import TOKEN_LIFE, PartyAuthority, load
-from llmos.parties.encoding import generate_key, serial_of
+from llmos.parties.encoding import generate_key, serial_of, to_pem
 from llmos.parties.memberships import crl_number, request
 from llmos.parties.peers import check_crl, renewal_due, verify
 from llmos.parties.tables import join_tokens, party_certificates
@@ -350,3 +350,16 @@ def test_a_home_that_is_no_ca_says_so(kernel: Kernel) -> None:
     with pytest.raises(UnknownParty, match="this home is no CA"):
         load(kernel)
     assert register.overview(kernel, NOW) == []
+
+
+def test_the_newest_valid_certificate_of_a_party_is_shown(ca: PartyAuthority) -> None:
+    uri = PartyId(ca.organisation, "site").uri
+    with pytest.raises(UnknownParty):
+        ca.certificates([uri], NOW)
+    first = join(ca, invite(ca))
+    assert ca.certificates([uri], NOW) == {uri: to_pem(first)}
+    second = renew(ca, first, generate_key())
+    assert ca.certificates([uri], NOW + LATER) == {uri: to_pem(second)}
+    ca.revoke("site", ca.kernel.principal(), NOW + LATER)
+    with pytest.raises(UnknownParty):
+        ca.certificates([uri], NOW + LATER)
