@@ -12,7 +12,7 @@ from tests.homes import opened, run_llmos
 
 from llmos.kernel.budget import ReservationState
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # four homes, six processes
 
 
 def settled(federated: Federation, name: str, job: str) -> tuple[ReservationState, int]:
