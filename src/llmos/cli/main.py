@@ -32,7 +32,7 @@ NOUNS: Final[dict[str, tuple[str, str]]] = {
     "key": ("key", "Make, list, rotate and revoke API keys."),
     "user": ("user", "Add, list and change the people and programs of this home."),
     "login": ("user", "Log in with a password and get an API key for twelve hours."),
-    "vault": ("vault", "Show and rotate the vault's keys; change how the root key is kept."),
+    "vault": ("vault", "Show and rotate the vault's keys; rewrap the root key."),
     "policy": ("policy", "Show, check, test, explain and change the access policies."),
     "party": ("party", "Let partners join by certificate, join theirs, trust an own CA."),
     "coordinator": ("coordinator", "Run federated trainings with other organisations' sites."),
