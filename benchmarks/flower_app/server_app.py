@@ -63,10 +63,13 @@ def main(grid: Grid, context: Context) -> None:
     initial = lora.to_arrays(model, packed=bool(config["packed"]))
     parameters = sum(array.size for array in initial.to_numpy_ndarrays())
     report.write("built", arrays=len(initial), parameters=parameters)
-    TimedFedAvg(report, int(config["sites"])).start(
+    result = TimedFedAvg(report, int(config["sites"])).start(
         grid=grid,
         initial_arrays=initial,
         num_rounds=int(config["rounds"]),
         timeout=float(config["timeout-s"]),
     )
+    if config["adapter"]:
+        lora.from_arrays(model, result.arrays, packed=bool(config["packed"]))
+        model.save_pretrained(str(config["adapter"]))
     report.write("done")

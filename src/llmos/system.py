@@ -64,15 +64,26 @@ def open_home(home: str | Path | None = None, **settings: Any) -> System:  # noq
     return boot(configuration.load(home=None if home is None else Path(home), **settings))
 
 
-def verify(file: str | Path, *, keys: str | Path | None = None) -> dict[str, Any]:
+def verify(
+    file: str | Path,
+    *,
+    keys: str | Path | None = None,
+    sites: Mapping[str, str | Path] | None = None,
+) -> dict[str, Any]:
     """Verify a certificate, an erasure receipt or a log proof with nothing but the public keys.
+
+    Args:
+        file: what to verify.
+        keys: the home's public keys; default: home.pub beside the file.
+        sites: for a federated model's certificate: public keys that sites published, by name.
 
     Raises:
         VerificationFailed: the message says which check failed.
     """
     from llmos.workflows import verify as workflow
 
-    return workflow.run(Path(file), None if keys is None else Path(keys))
+    given = {name: Path(path) for name, path in (sites or {}).items()}
+    return workflow.run(Path(file), None if keys is None else Path(keys), given)
 
 
 def _system(kernel: Kernel) -> System:

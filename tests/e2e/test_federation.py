@@ -60,9 +60,9 @@ def test_three_hospitals_train_one_model_whose_updates_nobody_sees(
         assert all(len(row["sites"]) == 3 for row in facts["rounds"])
         hashes = [(row["weights_before"], row["weights_after"]) for row in facts["rounds"]]
         assert all(a[1] == b[0] for a, b in pairwise(hashes))
-        digests = set()
+        digests, keys = set(), {}
         for name, site in federated.sites.items():
-            site.saw(f"{job} is done")
+            site.saw(f"{job}: stated what was spent")
             site.interrupt()
             state, steps = settled(federated, name, job)
             assert state is ReservationState.COMMITTED
@@ -71,12 +71,34 @@ def test_three_hospitals_train_one_model_whose_updates_nobody_sees(
                 entry = system.registry.model("notes-federated")
                 digests.add(entry.digest)
                 assert 0 < entry.card["epsilon"] <= 6
+                keys[name] = tmp_path / f"{name}.pub"
+                keys[name].write_text(system.kernel.public_keys)
             assert ("spiffe://research.example/authority", "federate", "settled") in actions(
                 site.home
             )
         with opened(federated.coordinator.home) as system:
             digests.add(system.registry.model("notes-federated").digest)
         assert len(digests) == 1  # all four homes have the very same adapter
+        certified(federated, keys, digests.pop())
+
+
+def certified(federated: Federation, keys: dict[str, Path], digest: str) -> None:
+    """Certify the model, verify it offline by everybody's keys, and be refused for a wrong one."""
+    home = federated.coordinator.home
+    written = json.loads(run_llmos(home, "report", "notes-federated", "--json").stdout)
+    sites = [f"--site={name}={path}" for name, path in keys.items()]
+    verified = run_llmos(federated.folder, "verify", written["certificate"], *sites, "--json")
+    said = json.loads(verified.stdout)
+    assert said["sha256"] == digest
+    assert 0 < said["epsilon"] <= 6
+    assert [line.partition(":")[0] for line in said["site"]] == ["east", "north", "south"]
+    assert all("4 entries of its log proven; its own keys were" in line for line in said["site"])
+    assert "verified" in Path(written["page"]).read_text()
+    swapped = run_llmos(
+        federated.folder, "verify", written["certificate"], f"--site=east={keys['north']}"
+    )
+    assert swapped.returncode != 0
+    assert "east has signed with other keys" in swapped.stderr
 
 
 def test_a_steward_withdraws_and_what_was_run_stays_charged(

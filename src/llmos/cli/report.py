@@ -57,6 +57,9 @@ def report(
     if files.registry is not None:
         shown["registry"] = files.registry
     print_fields(shown)
+    if files.tier is None:
+        click.echo(f"\nNext: llmos verify {files.certificate} --key {files.public_keys}")
+        return
     complete = f"\nDeployments registry: tier {files.tier} of 3"
     if files.missing:
         form = f"llmos report {model} --questions answers.toml"

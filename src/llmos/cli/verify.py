@@ -18,15 +18,22 @@ from llmos.cli.session import json_option, print_fields, print_json
     type=click.Path(path_type=Path),
     help="The home's public keys; default: home.pub beside FILE.",
 )
+@click.option(
+    "--site",
+    "sites",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="A site's own home.pub, for the certificate of a federated model.",
+)
 @json_option
-def verify(file: Path, keys: Path | None, as_json: bool) -> None:
+def verify(file: Path, keys: Path | None, sites: tuple[str, ...], as_json: bool) -> None:
     """Verify a certificate, an erasure receipt or a log proof offline.
 
     Signatures and log proofs are checked; a certificate's epsilon and sentences are derived again.
     """
     from llmos.system import verify as check
 
-    verified = check(file, keys=keys)
+    verified = check(file, keys=keys, sites=_named(sites))
     if as_json:
         print_json(verified)
         return
@@ -37,6 +44,14 @@ def verify(file: Path, keys: Path | None, as_json: bool) -> None:
             "  note: home.pub was found beside the file; compare its fingerprint with one that "
             "the operator gave you by another way"
         )
+
+
+def _named(sites: tuple[str, ...]) -> dict[str, Path]:
+    """Read NAME=FILE."""
+    pairs = [given.partition("=") for given in sites]
+    if not all(name and path for name, _, path in pairs):
+        raise click.UsageError("--site takes NAME=FILE, such as --site east=east.pub")
+    return {name: Path(path) for name, _, path in pairs}
 
 
 def _lines(fields: Mapping[str, object]) -> dict[str, object]:

@@ -13,7 +13,12 @@ from sqlalchemy import Connection, Row, insert, select, update
 
 from llmos.errors import JobError, UnknownJob
 from llmos.federations.manifest import Manifest, SignedManifest, stored
-from llmos.federations.tables import federated_answers, federated_jobs, federated_rounds
+from llmos.federations.tables import (
+    federated_answers,
+    federated_jobs,
+    federated_rounds,
+    federated_statements,
+)
 from llmos.kernel.store import Store, now
 
 
@@ -88,6 +93,12 @@ def keep_round(
     conn.execute(insert(federated_rounds).values(row))
 
 
+def keep_statement(conn: Connection, job: str, site: str, part: Mapping[str, Any]) -> None:
+    """Keep what a site stated after a job, with its signatures and proofs."""
+    row = {"job": job, "site": site, "part": _text(part), "at": now()}
+    conn.execute(insert(federated_statements).values(row))
+
+
 def tell(conn: Connection, job: str, status: Mapping[str, Any]) -> None:
     """Let other processes see the round under way."""
     this = federated_jobs.c.id == job
@@ -133,6 +144,14 @@ def answers(store: Store, job_id: str) -> dict[str, dict[str, Any]]:
     with store.read() as conn:
         rows = conn.execute(select(federated_answers).where(this)).all()
     return {row.site: json.loads(row.envelope) for row in rows}
+
+
+def statements(store: Store, job_id: str) -> dict[str, dict[str, Any]]:
+    """Return what sites have stated after a job, by site."""
+    this = federated_statements.c.job == job_id
+    with store.read() as conn:
+        rows = conn.execute(select(federated_statements).where(this)).all()
+    return {row.site: json.loads(row.part) for row in rows}
 
 
 def rounds(store: Store, job_id: str) -> list[dict[str, Any]]:

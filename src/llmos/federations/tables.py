@@ -1,4 +1,4 @@
-"""The tables of kernel.db about federated jobs; migration kernel_0009 must agree."""
+"""The tables of kernel.db about federated jobs; migrations kernel_0009 and 0010 must agree."""
 
 from __future__ import annotations
 
@@ -38,6 +38,15 @@ federated_rounds = Table(
     Column("job", STR, ForeignKey("federated_jobs.id"), primary_key=True),
     Column("round", INT, primary_key=True),
     Column("facts", STR, nullable=False),  # JSON: sites, bytes, seconds, hashes, loss
+    Column("at", STR, nullable=False),
+)
+
+federated_statements = Table(
+    "federated_statements",
+    KERNEL,
+    Column("job", STR, ForeignKey("federated_jobs.id"), primary_key=True),
+    Column("site", STR, primary_key=True),
+    Column("part", STR, nullable=False),  # JSON: statement, signatures and proofs, as it was sent
     Column("at", STR, nullable=False),
 )
 

@@ -56,6 +56,19 @@ _LINKS: Final = {
 }
 
 
+def page_environment() -> Environment:
+    """Return what pages are made with: everything that is filled in is escaped."""
+    environment = Environment(
+        loader=PackageLoader("llmos.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"figure": figure, "at_most": at_most, "at_least": at_least}
+    return environment
+
+
 def render(certificate: VerifiedCertificate | None, documents: Sequence[Mapping[str, Any]]) -> str:
     """Return the page; only a verified certificate can be shown, or none.
 
@@ -76,14 +89,7 @@ def render(certificate: VerifiedCertificate | None, documents: Sequence[Mapping[
     if certificate is not None:
         for arm in arms:
             _check_arm(arm, certificate)
-    environment = Environment(
-        loader=PackageLoader("llmos.reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"figure": figure, "at_most": at_most, "at_least": at_least}
+    environment = page_environment()
     environment.filters["evidence"] = evidence
     return environment.get_template("page.html").render(
         title=certificate.model if certificate else ", ".join(arm.model for arm in arms),

@@ -11,6 +11,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmos.errors import LlmosError, RequestError, RequestTooLarge
+from llmos.federations.statement import LARGEST_PART_BYTES
 from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action
 from llmos.parties import peers
@@ -112,7 +114,7 @@ def build_app(
 
     The door reads small bodies only; the coordinator's routes know what they expect of whom.
     """
-    app = Starlette(routes=routes(coordinator, ca, who, changes))
+    app = Starlette(routes=Desk(coordinator, ca, who, changes).routes)
     sites: ASGIApp = limit_concurrency(app.router, MAX_SITE_REQUESTS)
     joining = party.limited(Starlette(routes=party.routes(ca, who)).router)
 
@@ -133,86 +135,98 @@ def _tick(coordinator: Coordinator, ended: threading.Event) -> None:
             _LOG.error("the coordinator's clock: %s", error.message)
 
 
-def routes(
-    coordinator: Coordinator, ca: PartyAuthority, who: Principal, changes: Changes
-) -> list[Route]:
-    """Return the routes of one coordinator."""
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """The routes' handlers of one coordinator."""
 
-    def site_of(request: Request) -> str:
+    coordinator: Coordinator
+    ca: PartyAuthority
+    who: Principal
+    changes: Changes
+
+    @property
+    def routes(self) -> list[Route]:
+        """Return the routes: all that a site can ask for."""
+        job = "/federation/jobs/{job}"
+        number = "{round:int}/{attempt:int}/{phase}"
+        return [
+            Route("/federation/keys", self.keys),
+            Route("/federation/poll", self.poll, methods=["POST"]),
+            Route(f"{job}/answer", self.answer, methods=["POST"]),
+            Route(f"{job}/statement", self.statement, methods=["POST"]),
+            Route(f"{job}/weights/{{digest}}", self.weights),
+            Route(f"{job}/rounds/{number}", self.message, methods=["POST"]),
+        ]
+
+    async def site_of(self, request: Request) -> str:
         """Return who calls; the handshake has checked the certificate and its revocation."""
-        certificate = peer_certificate(request.scope)
-        at = datetime.now(UTC)
-        return peers.verify(certificate, (ca.anchor(who, at),), at).uri
+        certificate, at = peer_certificate(request.scope), datetime.now(UTC)
 
-    async def keys(request: Request) -> Response:
-        await run_in_threadpool(site_of, request)
-        return PlainTextResponse(ca.kernel.public_keys)
+        def named() -> str:
+            return peers.verify(certificate, (self.ca.anchor(self.who, at),), at).uri
 
-    async def poll(request: Request) -> Response:
-        site = await run_in_threadpool(site_of, request)
+        return await run_in_threadpool(named)
+
+    async def keys(self, request: Request) -> Response:
+        """Show this home's public keys."""
+        await self.site_of(request)
+        return PlainTextResponse(self.ca.kernel.public_keys)
+
+    async def poll(self, request: Request) -> Response:
+        """Answer when there is something new for a site, or after `POLL_S`."""
+        site = await self.site_of(request)
         asked = await read_json(request)
         until = asyncio.get_running_loop().time() + POLL_S
         while True:
-            news = changes.next()
-            version = coordinator.version
-            known = (asked.get("instance"), asked.get("seen")) == (coordinator.instance, version)
+            news = self.changes.next()
+            version = self.coordinator.version
+            now = (self.coordinator.instance, version)
             left = until - asyncio.get_running_loop().time()
-            if not known or left <= 0:
+            if (asked.get("instance"), asked.get("seen")) != now or left <= 0:
                 break
             try:
                 await asyncio.wait_for(news.wait(), left)
             except TimeoutError:
                 break
-        instructions = await run_in_threadpool(coordinator.instructions, site)
-        return JSONResponse(
-            {
-                "instance": coordinator.instance,
-                "version": version,
-                "instructions": instructions,
-            }
-        )
+        instructions = await run_in_threadpool(self.coordinator.instructions, site)
+        answer = {"instance": now[0], "version": version, "instructions": instructions}
+        return JSONResponse(answer)
 
-    async def answer(request: Request) -> Response:
-        site = await run_in_threadpool(site_of, request)
+    async def answer(self, request: Request) -> Response:
+        """Take a site's yes or no to a job."""
+        site = await self.site_of(request)
         envelope = await read_json(request)
         job = str(request.path_params["job"])
-        await run_in_threadpool(coordinator.answer, site, job, envelope)
+        await run_in_threadpool(self.coordinator.answer, site, job, envelope)
         return Response(status_code=200)
 
-    async def weights(request: Request) -> Response:
-        site = await run_in_threadpool(site_of, request)
+    async def statement(self, request: Request) -> Response:
+        """Take what a site states after a job."""
+        site = await self.site_of(request)
+        part = await read_json(request, LARGEST_PART_BYTES)
+        job = str(request.path_params["job"])
+        await run_in_threadpool(self.coordinator.statement, site, job, part)
+        return Response(status_code=200)
+
+    async def weights(self, request: Request) -> Response:
+        """Give the global weights that a task names."""
+        site = await self.site_of(request)
         job, digest = (str(request.path_params[name]) for name in ("job", "digest"))
-        content = await run_in_threadpool(coordinator.weights, site, job, digest)
+        content = await run_in_threadpool(self.coordinator.weights, site, job, digest)
         return Response(content, media_type="application/octet-stream")
 
-    async def message(request: Request) -> Response:
-        site = await run_in_threadpool(site_of, request)
+    async def message(self, request: Request) -> Response:
+        """Take a site's part of a round."""
+        site = await self.site_of(request)
         params = request.path_params
         job = str(params["job"])
-        largest = await run_in_threadpool(coordinator.largest_body, site, job)
+        largest = await run_in_threadpool(self.coordinator.largest_body, site, job)
         body = await read_body(request, largest)
+        number, attempt = int(params["round"]), int(params["attempt"])
         await run_in_threadpool(
-            coordinator.receive,
-            site,
-            job,
-            int(params["round"]),
-            int(params["attempt"]),
-            str(params["phase"]),
-            body,
+            self.coordinator.receive, site, job, number, attempt, str(params["phase"]), body
         )
         return Response(status_code=200)
-
-    return [
-        Route("/federation/keys", keys),
-        Route("/federation/poll", poll, methods=["POST"]),
-        Route("/federation/jobs/{job}/answer", answer, methods=["POST"]),
-        Route("/federation/jobs/{job}/weights/{digest}", weights),
-        Route(
-            "/federation/jobs/{job}/rounds/{round:int}/{attempt:int}/{phase}",
-            message,
-            methods=["POST"],
-        ),
-    ]
 
 
 async def read_body(request: Request, largest: int) -> bytes:
@@ -230,7 +244,7 @@ async def read_body(request: Request, largest: int) -> bytes:
     return b"".join(parts)
 
 
-async def read_json(request: Request) -> dict[str, Any]:
+async def read_json(request: Request, largest: int = _MOST_JSON_BYTES) -> dict[str, Any]:
     """Read a small JSON object.
 
     Raises:
@@ -238,7 +252,7 @@ async def read_json(request: Request) -> dict[str, Any]:
         RequestError: it is none.
     """
     try:
-        value = json.loads(await read_body(request, _MOST_JSON_BYTES))
+        value = json.loads(await read_body(request, largest))
     except ValueError as error:
         raise RequestError("the body is not JSON") from error
     if not isinstance(value, dict):

@@ -35,6 +35,7 @@ from llmos.federations.register import FederatedJob, FederatedState
 from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action
 from llmos.parties import authority, signatures
+from llmos.reports import site_part
 from llmos.workflows import federated_state, publish_federated
 from llmos.workflows.federated_round import ROUND_TYPE, UPLOAD, Attempt, PlainAttempt, Task
 from llmos.workflows.federated_state import CHECKPOINT_OBJECT, weights_bytes, weights_sha256
@@ -70,6 +71,7 @@ class Coordinator:
         self._running: dict[str, Running] = {}
         self._ended: dict[str, FederatedJob] = {}
         self._final: dict[str, ServerState] = {}  # of those that are done
+        self._unstated: dict[str, set[str]] = {}  # sites that owe a statement about an ended job
         self._heard: dict[str, float] = {}
         self.instance = secrets.token_hex(8)  # versions of another process say nothing
         self.version = 1
@@ -82,7 +84,9 @@ class Coordinator:
             self._heard[site] = time.monotonic()
             found = [run.instruction(site) for run in self._running.values()]
             ended = [
-                self._end_of(job) for job in self._ended.values() if site in job.manifest.sites
+                self._end_of(job, site)
+                for job in self._ended.values()
+                if site in job.manifest.sites
             ]
         return [one for one in found if one is not None] + ended
 
@@ -137,6 +141,31 @@ class Coordinator:
                 run.phase_began = time.monotonic()
             self._conclude(run)
             self._bump()
+
+    def statement(self, site: str, job_id: str, part: Mapping[str, Any]) -> None:
+        """Keep what a site that took part states after a job.
+
+        Raises:
+            UnknownJob: no statement of it is wanted, or not any more.
+            VerificationFailed: a signature or proof in it is wrong, or its numbers do not follow.
+        """
+        with self._lock:
+            if site not in self._unstated.get(job_id, ()):
+                raise UnknownJob(f"no statement of {site} about {job_id!r} is wanted")
+            manifest = self._ended[job_id].manifest
+        at = datetime.now(UTC)
+        anchor = authority.load(self._parts.kernel).anchor(self._who, at)
+        said = site_part.verify(part, site, (anchor,), manifest)
+        digest = hashlib.sha256(said.statement.payload).hexdigest()
+        details = {"job": job_id, "site": site, "statement_sha256": digest}
+        with self._lock:
+            if site not in self._unstated[job_id]:
+                return
+            with self._act(details) as conn:
+                register.keep_statement(conn, job_id, site, part)
+            self._unstated[job_id].discard(site)
+        spent = said.statement.spent
+        self._tell(f"{job_id}: {said.site} states epsilon {spent.epsilon:.3g}, {spent.steps} steps")
 
     def weights(self, site: str, job_id: str, digest: str) -> bytes:
         """Return the global weights that a task names, as float32.
@@ -329,8 +358,9 @@ class Coordinator:
         self._tell(f"{run.job.id}: {state}: {why}")
         self._note_end(run.job.id)
 
-    def _end_of(self, job: FederatedJob) -> dict[str, Any]:
+    def _end_of(self, job: FederatedJob, site: str) -> dict[str, Any]:
         told: dict[str, Any] = {"job": job.id, "kind": "ended", "state": str(job.state)}
+        told["statement_wanted"] = site in self._unstated.get(job.id, ())
         if (final := self._final.get(job.id)) is not None:
             told["weights_sha256"] = weights_sha256(final)
         return told
@@ -342,6 +372,12 @@ class Coordinator:
         self._ended[job_id] = job
         if job.state is FederatedState.DONE:
             self._final[job_id] = federated_state.load(job, self._who, self._parts)
+            if job.manifest.privacy is not None:
+                store = self._parts.kernel.store
+                took_part = {
+                    site for row in register.rounds(store, job_id) for site in row["sites"]
+                }
+                self._unstated[job_id] = took_part - set(register.statements(store, job_id))
         self._bump()
 
     def _act(self, details: Mapping[str, Any]) -> Any:  # noqa: ANN401 - a context manager

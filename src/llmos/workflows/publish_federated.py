@@ -19,6 +19,7 @@ from llmos.kernel.policy import Action
 from llmos.models import lora
 from llmos.models.lora import LoraAdapter
 from llmos.privacy import Classification
+from llmos.reports.federated_certificate import rounds_sha256
 from llmos.workflows import federated_adapter
 from llmos.workflows.federated_state import weights_sha256
 from llmos.workflows.parts import Parts
@@ -43,11 +44,15 @@ def at_coordinator(
     name = free_name(manifest.output, manifest.id, parts)
     accepted = {site: said for site, said in answers.items() if said["accepted"]}
     classes = {str(said.get("classification")) for said in accepted.values()}
-    card = model_card(manifest, classes) | {
-        "rounds": register.rounds(kernel.store, job.id),
-        "sites": sorted(accepted),
+    rounds = register.rounds(kernel.store, job.id)
+    card = model_card(manifest, classes) | {"rounds": rounds, "sites": sorted(accepted)}
+    details = {
+        "job": job.id,
+        "model": name,
+        "digest": digest,
+        "weights": weights_sha256(state),
+        "rounds_sha256": rounds_sha256(rounds),
     }
-    details = {"job": job.id, "model": name, "digest": digest, "weights": weights_sha256(state)}
     with kernel.monitor.act(who, Action.COORDINATE, kernel.home, details=details) as conn:
         parts.registry.publish_adapter(
             conn, name=name, base=manifest.model, object_id=object_id, digest=digest, card=card

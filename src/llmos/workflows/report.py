@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +15,6 @@ from llmos.attacks.leak import LeakReport
 from llmos.data.datasets import DatasetCard
 from llmos.errors import DataError, MeasurementError, ModelError
 from llmos.kernel import accounting
-from llmos.kernel.auditlog import LogEntry
 from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action
 from llmos.kernel.store import now
@@ -23,7 +22,6 @@ from llmos.models.registry import ModelEntry, ModelKind
 from llmos.privacy import Neighboring, PrivacyLoss
 from llmos.reports import certificate as certificates
 from llmos.reports import page, questions, verification
-from llmos.reports.evidence import found_at
 from llmos.reports.facts import (
     BudgetFacts,
     CertificateFacts,
@@ -34,14 +32,12 @@ from llmos.reports.facts import (
     TrainingFacts,
 )
 from llmos.reports.questions import Answer, read_answers
-from llmos.transparency import proofs
 from llmos.transparency.proofs import LogProof
-from llmos.workflows import outputs
+from llmos.workflows import federated_report, logged, outputs
 from llmos.workflows.leak_report import guarantee, report_path
 from llmos.workflows.parts import Parts
 from llmos.workflows.training_request import TrainRequest
 
-_PAGE_OF_LOG: Final = 1000
 _LARGEST_ANSWERS_BYTES: Final = 1 << 20
 
 
@@ -53,7 +49,7 @@ class ReportFiles:
     page: Path
     public_keys: Path
     registry: Path | None = None  # the record for the deployments registry, from tier 1 upwards
-    tier: int = 0  # of that record
+    tier: int | None = None  # of that record; none for a federated model, which has none
     missing: tuple[str, ...] = ()  # questions that keep it from tier 3
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,6 +85,8 @@ def run(
     entry = parts.registry.model(model)
     if entry.kind is not ModelKind.ADAPTER:
         raise ModelError(f"{model} is a base model: nothing of this home was trained into it")
+    if "federated" in entry.card:
+        return ReportFiles(*federated_report.run(entry, who, parts, folder))
     said = {} if answers is None else open_answers(answers)
     reports = [read_report(name, parts) for name in (model, *compare)]
     home = parts.kernel.config.home
@@ -101,7 +99,7 @@ def run(
     html = folder / f"{model}.report.html"
     if loss is None:
         outputs.write(html, page.render(None, documents).encode())
-        return ReportFiles(None, html, public_keys)
+        return ReportFiles(None, html, public_keys, tier=0)
     data = _certify(_facts(entry, card, loss, reports[0], said, who, parts), entry, who, parts)
     verified = verification.verify_bundle(data, parts.kernel.public_keys, model_digest=entry.digest)
     path = folder / f"{model}.certificate.json"
@@ -170,11 +168,11 @@ def read_report(model: str, parts: Parts) -> LeakReport:
         raise MeasurementError(
             f"{model} has not been measured", hint=f"llmos measure {model}"
         ) from None
-    logged: str | None = None
-    for entry in _entries(parts):
+    newest: str | None = None
+    for entry in logged.entries(parts):
         if entry.fields["resource"] == f"Model::{model}":
-            logged = entry.fields["details"].get("leak_report_sha256", logged)
-    if logged != hashlib.sha256(data).hexdigest():
+            newest = entry.fields["details"].get("leak_report_sha256", newest)
+    if newest != hashlib.sha256(data).hexdigest():
         raise MeasurementError(
             f"the leak report of {model} is not its newest one in the log",
             hint="measure the model again",
@@ -189,8 +187,8 @@ def _certify(facts: CertificateFacts, entry: ModelEntry, who: Principal, parts: 
     details = certificates.log_details(envelope)
     with kernel.monitor.act(who, Action.REPORT, entry.resource, details=details, context={}):
         pass
-    own = _newest(parts, {"own": {"/action": str(Action.REPORT), **_details(details)}})
-    return certificates.bundle(envelope, proofs.prove(kernel.auditlog, own["own"]), facts.evidence)
+    own = {"own": {"/action": str(Action.REPORT), **logged.details(details)}}
+    return certificates.bundle(envelope, logged.prove(parts, own)["own"], facts.evidence)
 
 
 def _facts(
@@ -254,19 +252,18 @@ def _evidence(
             "/action": str(Action.IMPORT_DATA),
             "/outcome": "done",
             "/resource": str(card.resource),
-            **_details({"fingerprint": card.fingerprint}),
+            **logged.details({"fingerprint": card.fingerprint}),
         },
-        "fit": {"/outcome": "admitted", **_details(job | {"step": "fit"})},
-        "settle": {"/outcome": "settled", **_details(job)},
-        "publish": {"/outcome": "done", **_details(job | {"step": "publish"})},
+        "fit": {"/outcome": "admitted", **logged.details(job | {"step": "fit"})},
+        "settle": {"/outcome": "settled", **logged.details(job)},
+        "publish": {"/outcome": "done", **logged.details(job | {"step": "publish"})},
         "measure": {
             "/outcome": "done",
             "/resource": str(entry.resource),
-            **_details({"leak_report_sha256": digest}),
+            **logged.details({"leak_report_sha256": digest}),
         },
     }
-    log = parts.kernel.auditlog
-    return {name: proofs.prove(log, index) for name, index in _newest(parts, wanted).items()}
+    return logged.prove(parts, wanted)
 
 
 def _training_facts(entry: ModelEntry, request: TrainRequest) -> TrainingFacts:
@@ -305,33 +302,3 @@ def _budget_facts(dataset: str, charged: Mapping[str, int], parts: Parts) -> Bud
         held=pool.held,
         charged=charged,
     )
-
-
-def _details(fields: Mapping[str, object]) -> dict[str, object]:
-    return {f"/details/{name}": value for name, value in fields.items()}
-
-
-def _newest(parts: Parts, wanted: Mapping[str, Mapping[str, object]]) -> dict[str, int]:
-    """Return the index of the newest log entry that has all the values wanted at their pointers.
-
-    Raises:
-        MeasurementError: there is none.
-    """
-    found: dict[str, int] = {}
-    for logged in _entries(parts):
-        for name, values in wanted.items():
-            if all(found_at(logged.fields, place) == value for place, value in values.items()):
-                found[name] = logged.index
-    if missing := sorted(set(wanted) - set(found)):
-        raise MeasurementError(
-            f"the log has no entry of {', '.join(missing)}: there is nothing to rest on",
-            hint="train and measure the model in this home",
-        )
-    return found
-
-
-def _entries(parts: Parts) -> Iterator[LogEntry]:
-    after = -1
-    while batch := parts.kernel.auditlog.entries(after, _PAGE_OF_LOG):
-        yield from batch
-        after = batch[-1].index

@@ -24,6 +24,7 @@ from llmos.errors import (
     EngineError,
     JobError,
     LlmosError,
+    MeasurementError,
     NetworkError,
     RequestError,
     UpdateRefused,
@@ -37,7 +38,7 @@ from llmos.kernel.policy import Action
 from llmos.parties import signatures, trust
 from llmos.parties.authority import home_of
 from llmos.parties.memberships import Membership
-from llmos.workflows import masked_round, site_plan, site_training
+from llmos.workflows import masked_round, site_plan, site_statement, site_training
 from llmos.workflows.federated_round import ROUND_TYPE, UPLOAD, Task, encode
 from llmos.workflows.masked_round import MaskedPart
 from llmos.workflows.parts import Parts
@@ -46,6 +47,14 @@ from llmos.workflows.site_training import Happened, SiteTraining, Vector
 
 LOOK_S: Final = 0.5  # how often decisions of this home's stewards are looked for
 RETRY_S: Final = 2.0  # after a call that failed
+_TRIED_AGAIN: Final = (
+    NetworkError,
+    UpdateRefused,
+    AggregationAborted,
+    JobError,
+    RequestError,
+    MeasurementError,
+)
 
 
 @dataclass(slots=True)
@@ -147,7 +156,7 @@ class SiteAgent:
         """
         try:
             act()
-        except (NetworkError, UpdateRefused, AggregationAborted, JobError, RequestError) as error:
+        except _TRIED_AGAIN as error:
             self.tell(f"{job_id}: {error.message}")
         except (VerificationFailed, EngineError) as error:
             self.tell(f"{job_id}: the coordinator is not believed: {error.message}")
@@ -288,6 +297,8 @@ class SiteAgent:
     def _ended(self, job_id: str, state: str, instruction: dict[str, Any]) -> None:
         job = self._jobs.get(job_id)
         if job is None:
+            if instruction.get("statement_wanted") is True:
+                self._state(job_id)
             return
         if state == "done" and "weights_sha256" in instruction:
             digest, manifest = str(instruction["weights_sha256"]), job.training.job.manifest
@@ -296,6 +307,19 @@ class SiteAgent:
             job.training.stop()
             self._close(job_id, InvitationState.FAILED, f"the coordinator says: {state}")
         del self._jobs[job_id]
+
+    def _state(self, job_id: str) -> None:
+        """State what an ended job has spent here; before it is settled the coordinator asks again.
+
+        A home that was not asked to charge anything has nothing to state.
+        """
+        job = invitations.invitation(self.parts.kernel.store, job_id)
+        if job.state not in ENDED or job.plan is None or job.manifest.privacy is None:
+            return
+        credentials = self._channel.credentials
+        part = site_statement.make(job, self.member.id.uri, credentials, self.parts)
+        self._channel.state(job_id, part)
+        self.tell(f"{job_id}: stated what was spent")
 
     # from this home
 
@@ -361,6 +385,7 @@ class SiteAgent:
                 self._upload(job_id, job)
             case "ended":
                 self.tell(f"{job_id} is done")
+                self._state(job_id)
             case "failed":
                 self._jobs.pop(job_id, None)
                 self._close(job_id, InvitationState.FAILED, happened.error)

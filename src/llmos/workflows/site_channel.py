@@ -117,6 +117,14 @@ class SiteChannel:
         envelope = dsse.sign(rfc8785.dumps(said), ANSWER_TYPE, kernel.certificate_key)
         self._call(f"/federation/jobs/{job.id}/answer", json.dumps(envelope).encode())
 
+    def state(self, job_id: str, part: dict[str, Any]) -> None:
+        """Send what this site states after a job.
+
+        Raises:
+            RequestError: the coordinator refuses it.
+        """
+        self._call(f"/federation/jobs/{job_id}/statement", json.dumps(part).encode())
+
     @property
     def credentials(self) -> Credentials:
         """Return this site's certificate and key.

@@ -25,6 +25,7 @@ GROWS_WITH_EVERY_JOB = {
     "federated_answers",
     "federated_jobs",
     "federated_rounds",
+    "federated_statements",
     "job_steps",
     "jobs",
     "log_checkpoints",

@@ -34,6 +34,18 @@ def default_threshold(sites: int) -> int:
     return max(MIN_SITES, 2 * sites // 3 + 1)
 
 
+def colluders(threshold: int, sites: int) -> int:
+    """Return how many sites may work with the coordinator without learning another's update.
+
+    2t > n + colluders (Bonawitz et al. 2017, Theorem 6.5), and two more must be in every sum: who
+    knows all summands but one knows that one.
+
+    >>> [colluders(default_threshold(n), n) for n in (3, 4, 5, 6, 16)]
+    [1, 1, 2, 3, 5]
+    """
+    return min(2 * threshold - sites - 1, threshold - 2)
+
+
 def framed(*fields: bytes) -> bytes:
     """Join fields so that no other fields give the same bytes."""
     return b"".join(len(field).to_bytes(8, "big") + field for field in fields)
@@ -71,12 +83,8 @@ class Session:
 
     @property
     def colluders(self) -> int:
-        """Return how many sites may work with the coordinator without learning another's update.
-
-        2t > n + colluders (Theorem 6.5), and two more must be in every sum: who knows all
-        summands but one knows that one.
-        """
-        return min(2 * self.threshold - len(self.sites) - 1, self.threshold - 2)
+        """Return how many sites may work with the coordinator: see the function of this name."""
+        return colluders(self.threshold, len(self.sites))
 
     @property
     def digest(self) -> bytes:

@@ -1,0 +1,135 @@
+"""The certificate of a federated model: the coordinator's statement, and each site's own part.
+
+Its subject is the adapter. The predicate holds the whole manifest, the chain of rounds, what every
+site states that it has spent, and who is protected from whom. The file carries the sites' parts
+with their signatures and their logs' proofs, so that nothing about a site rests on the
+coordinator's word but which certificate authority the sites' certificates come from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import rfc8785
+
+from llmos.crypto import dsse
+from llmos.crypto.notes import NoteKey
+from llmos.federations.manifest import SignedManifest
+from llmos.reports import evidence, federated_scope
+from llmos.reports.certificate import STATEMENT_TYPE
+from llmos.reports.site_part import SitePart
+from llmos.transparency.proofs import LogProof
+
+PREDICATE_TYPE: Final = "https://llmos.dev/federated-certificate/v1"
+MEDIA_TYPE: Final = "application/vnd.llmos.federated-certificate.v1+json"
+ROUND_FIELDS: Final = ("round", "sites", "task_sha256", "weights_before", "weights_after")
+
+
+@dataclass(frozen=True, slots=True)
+class FederatedFacts:
+    """Everything that the certificate of a federated model says."""
+
+    issued_at: str  # RFC 3339, UTC
+    issued_by: str
+    model: str
+    digest: str  # SHA-256 of the adapter's files, hex
+    signed: SignedManifest
+    rounds: Sequence[Mapping[str, Any]]  # as the register has them
+    authority: str  # the CA's certificate and revocation list, PEM
+    parts: Mapping[str, SitePart]  # by SPIFFE ID
+    evidence: Mapping[str, LogProof]  # propose, publish
+
+
+def statement(facts: FederatedFacts, issuer: str) -> dict[str, Any]:
+    """Build the in-toto statement whose subject is the model."""
+    manifest = facts.signed.manifest
+    return {
+        "_type": STATEMENT_TYPE,
+        "subject": [{"name": facts.model, "digest": {"sha256": facts.digest}}],
+        "predicateType": PREDICATE_TYPE,
+        "predicate": {
+            "issued_at": facts.issued_at,
+            "issuer": issuer,
+            "issued_by": facts.issued_by,
+            "manifest": manifest.model_dump(mode="json"),
+            "manifest_sha256": manifest.digest,
+            "rounds": chain(facts.rounds),
+            "authority": facts.authority,
+            "sites": {uri: site_facts(part) for uri, part in facts.parts.items()},
+            "guarantee": guarantee(facts.parts),
+            "protected": federated_scope.protected(manifest),
+            "not_protected": list(federated_scope.NOT_PROTECTED),
+            "records": evidence.pointers(facts.evidence),
+        },
+    }
+
+
+def chain(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return what a certificate says of the rounds."""
+    return [{name: row[name] for name in ROUND_FIELDS} for row in rounds]
+
+
+def rounds_sha256(rounds: Sequence[Mapping[str, Any]]) -> str:
+    """Return the SHA-256 of the chain, which the log's entry of publishing holds."""
+    return hashlib.sha256(rfc8785.dumps(chain(rounds))).hexdigest()
+
+
+def site_facts(part: SitePart) -> dict[str, Any]:
+    """Return what the predicate says about a site; its part proves it."""
+    said = part.statement
+    return {
+        "statement_sha256": hashlib.sha256(said.payload).hexdigest(),
+        "ended": said.ended,
+        "units": said.data.units,
+        "unit": said.data.unit,
+        "epsilon": said.spent.epsilon,
+        "delta": said.spent.delta,
+        "steps": said.spent.steps,
+    }
+
+
+def guarantee(parts: Mapping[str, SitePart]) -> dict[str, Any]:
+    """Return the worst guarantee among the sites' units: that of a person known to one site."""
+    spent = [part.statement.spent for part in parts.values()]
+    return {
+        "definition": "(epsilon, delta)-differential privacy of each unit of a site",
+        "neighboring": "add-or-remove-one",
+        "epsilon": max(one.epsilon for one in spent),
+        "delta": max(one.delta for one in spent),
+        "several_sites": "a person whom several sites know: at most the sum of their epsilons",
+        "epsilon_of_all_sites": sum(one.epsilon for one in spent),
+    }
+
+
+def seal(facts: FederatedFacts, key: NoteKey) -> dict[str, Any]:
+    """Sign the statement and return its DSSE envelope."""
+    return dsse.sign(rfc8785.dumps(statement(facts, key.name)), dsse.IN_TOTO, key)
+
+
+def bundle(
+    envelope: Mapping[str, Any],
+    proof: LogProof,
+    facts: FederatedFacts,
+    parts: Mapping[str, Mapping[str, Any]],
+) -> bytes:
+    """Return the certificate file: canonical JSON of all signed parts and proofs.
+
+    Args:
+        envelope: what `seal` returned.
+        proof: that the certificate itself is in the coordinator's log.
+        facts: what it says.
+        parts: the sites' parts as they sent them.
+    """
+    return rfc8785.dumps(
+        {
+            "mediaType": MEDIA_TYPE,
+            "envelope": dict(envelope),
+            "log_proof": proof.to_dict(),
+            "manifest": facts.signed.envelope,
+            "records": {name: record.to_dict() for name, record in facts.evidence.items()},
+            "sites": {uri: dict(part) for uri, part in parts.items()},
+        }
+    )

@@ -1,0 +1,54 @@
+"""Who is protected from whom by a federated training, as it follows from its manifest."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from llmos.engines.federated.session import colluders
+from llmos.federations.manifest import Manifest, Masked
+
+NOT_PROTECTED: Final = (
+    "A person whose records several sites have: the losses at these sites add up.",
+    "The number of a site's units, the class of its data, and how long its rounds take: the "
+    "coordinator sees them.",
+    "Sites from a coordinator that invents sites: it holds the certificate authority that this "
+    "certificate names. Compare the sites' keys with those that they publish.",
+    "Facts about the whole group: the model may learn them, and so does anyone who asks it.",
+    "What the base model's own pre-training data betray.",
+    "What users type to the model, and what it answers, while it is in use.",
+    "Running times, memory and other side channels of the sites' machines.",
+    "Whether a site imported true records: its signature stands for them, no proof does.",
+)
+
+
+def protected(manifest: Manifest) -> list[dict[str, str]]:
+    """Return what is protected, from whom, by what; every word follows from the manifest."""
+    said: list[dict[str, str]] = [
+        {
+            "what": "the records of each site",
+            "from": "the coordinator and the other sites",
+            "by": "they stay at the site, which runs what it has installed, by signed numbers",
+        }
+    ]
+    if manifest.privacy is not None:
+        said.append(
+            {
+                "what": "each unit of each site",
+                "from": "everybody who sees the model or an update of its site",
+                "by": f"(epsilon, delta)-differential privacy of at most "
+                f"{manifest.privacy.epsilon:g} at {manifest.privacy.delta:g} over all rounds, "
+                "charged to the site's own ledger",
+            }
+        )
+    if isinstance(manifest.aggregation, Masked):
+        said.append(
+            {
+                "what": "the update of each site",
+                "from": "the other sites and the coordinator, also if it works together with "
+                f"{colluders(manifest.aggregation.threshold, len(manifest.sites))} of them",
+                "by": "secure aggregation (Bonawitz et al. 2017, Figure 4, active adversary), "
+                f"threshold {manifest.aggregation.threshold} of {len(manifest.sites)}: only a "
+                "sum is unmasked",
+            }
+        )
+    return said

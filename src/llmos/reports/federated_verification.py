@@ -1,0 +1,266 @@
+"""Offline verification of a federated model's certificate: the file and the coordinator's keys.
+
+A site's keys are believed because a certificate of the authority that the coordinator names
+signs them; for whoever has a site's own `home.pub`, the coordinator is not believed in that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Final
+
+from llmos.crypto import dsse
+from llmos.crypto.notes import Verifier
+from llmos.errors import LlmosError, VerificationFailed
+from llmos.federations.manifest import Manifest, open_manifest, parse
+from llmos.parties.peers import Anchor, parse_id
+from llmos.reports import evidence, federated_certificate, federated_scope, site_part
+from llmos.reports.bundle import read_json, read_proof
+from llmos.reports.certificate import DIGEST_FIELD, STATEMENT_TYPE
+from llmos.reports.evidence import found_at
+from llmos.reports.federated_certificate import MEDIA_TYPE, PREDICATE_TYPE
+from llmos.reports.site_part import SitePart
+from llmos.transparency.proofs import LogProof, verify_proof
+from llmos.transparency.public_keys import read_public_keys
+
+_FIELDS: Final = {"mediaType", "envelope", "log_proof", "manifest", "records", "sites"}
+_PREDICATE: Final = {
+    "issued_at", "issuer", "issued_by", "manifest", "manifest_sha256", "rounds", "authority",
+    "sites", "guarantee", "protected", "not_protected", "records",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedFederation:
+    """A federated certificate after every check."""
+
+    model: str
+    digest: str
+    model_checked: bool
+    predicate: Mapping[str, Any]
+    parts: Mapping[str, SitePart]
+    compared: frozenset[str]  # names of the sites whose own keys were at hand
+    log: str
+    log_index: int
+    log_size: int
+
+    def summary(self) -> dict[str, Any]:
+        """Return what a person or a program wants to see first."""
+        guarantee = self.predicate["guarantee"]
+        return {
+            "model": self.model,
+            "sha256": self.digest,
+            "model_files": "match" if self.model_checked else "not compared",
+            "epsilon": guarantee["epsilon"],
+            "delta": guarantee["delta"],
+            "guarantee": f"{guarantee['definition']}, {guarantee['neighboring']}",
+            "rounds": len(self.predicate["rounds"]),
+            "site": [self._line(part) for part in self.parts.values()],
+            "protected": [
+                f"{one['what']}, from {one['from']}: {one['by']}"
+                for one in self.predicate["protected"]
+            ],
+            "not protected": list(self.predicate["not_protected"]),
+            "issuer": self.predicate["issuer"],
+            "issued_at": self.predicate["issued_at"],
+            "log": self.log,
+            "log_index": self.log_index,
+            "log_size": self.log_size,
+        }
+
+    def _line(self, part: SitePart) -> str:
+        said = part.statement
+        keys = (
+            "its own keys were compared"
+            if part.site in self.compared
+            else "its keys rest on the coordinator's certificate authority"
+        )
+        return (
+            f"{part.site}: epsilon {said.spent.epsilon:.4g} for each of {said.data.units} units "
+            f"({said.data.unit}), {said.spent.steps} steps, {said.ended}; {part.records} entries "
+            f"of its log proven; {keys}"
+        )
+
+
+def verify_file(
+    data: bytes,
+    public_keys: str,
+    *,
+    site_keys: Mapping[str, str] | None = None,
+    model_digest: str | None = None,
+) -> VerifiedFederation:
+    """Check a federated certificate: signatures, the chain of rounds, every site's part and proofs.
+
+    Args:
+        data: the file; only the one canonical spelling of its JSON is accepted.
+        public_keys: the two lines of the coordinator's `home.pub`.
+        site_keys: the `home.pub` of sites, by the site's name, from the sites themselves.
+        model_digest: SHA-256 of the adapter's files at hand, hex, to compare.
+
+    Raises:
+        VerificationFailed: a check failed; the message says which.
+    """
+    certificate_key, log_key = read_public_keys(public_keys)
+    fields = read_json(data, "the certificate")
+    if fields.get("mediaType") != MEDIA_TYPE or set(fields) != _FIELDS:
+        raise VerificationFailed("this is not a federated certificate, or it has other fields")
+    payload = dsse.open_envelope(fields["envelope"], certificate_key, payload_type=dsse.IN_TOTO)
+    proof = read_proof(fields["log_proof"])
+    entry = verify_proof(proof, log_key)
+    try:
+        statement = read_json(payload, "the signed statement")
+        predicate = statement["predicate"]
+        model, digest = _subject(statement, predicate, certificate_key.name)
+        _check_entry(entry, payload, model, predicate["issued_by"])
+        manifest = open_manifest(fields["manifest"], certificate_key).manifest
+        _check_manifest(predicate, manifest)
+        records = {name: read_proof(record) for name, record in fields["records"].items()}
+        _check_records(predicate, manifest, digest, records, log_key)
+        _check_rounds(predicate, manifest)
+        parts = _verify_parts(predicate, manifest, digest, fields["sites"])
+        compared = _compare_keys(parts, site_keys or {})
+    except VerificationFailed:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, LlmosError) as error:
+        raise VerificationFailed(f"the certificate lacks or misuses a field: {error}") from error
+    if model_digest is not None and model_digest != digest:
+        raise VerificationFailed(
+            f"the model at hand has SHA-256 {model_digest}, the certified one {digest}",
+            hint="the certificate belongs to another model, or the model's files were changed",
+        )
+    return VerifiedFederation(
+        model=model,
+        digest=digest,
+        model_checked=model_digest is not None,
+        predicate=predicate,
+        parts=parts,
+        compared=compared,
+        log=log_key.name,
+        log_index=proof.index,
+        log_size=proof.size,
+    )
+
+
+def _subject(
+    statement: Mapping[str, Any], predicate: Mapping[str, Any], issuer: str
+) -> tuple[str, str]:
+    if (statement["_type"], statement["predicateType"]) != (STATEMENT_TYPE, PREDICATE_TYPE):
+        raise VerificationFailed("the signed statement is not a federated certificate")
+    if set(predicate) != _PREDICATE:
+        raise VerificationFailed("the signed statement has other sections than ours")
+    if predicate["issuer"] != issuer:
+        raise VerificationFailed(f"the certificate names another issuer: {predicate['issuer']!r}")
+    (subject,) = statement["subject"]
+    return str(subject["name"]), str(subject["digest"]["sha256"])
+
+
+def _check_entry(entry: Mapping[str, Any], payload: bytes, model: str, actor: str) -> None:
+    expected = {
+        "/action": "report",
+        "/outcome": "done",
+        "/actor": actor,
+        "/resource": f"Model::{model}",
+        f"/details/{DIGEST_FIELD}": hashlib.sha256(payload).hexdigest(),
+    }
+    if any(found_at(entry, place) != value for place, value in expected.items()):
+        raise VerificationFailed("the log entry is of something else than this certificate")
+
+
+def _check_manifest(predicate: Mapping[str, Any], manifest: Manifest) -> None:
+    if parse(predicate["manifest"]) != manifest or predicate["manifest_sha256"] != manifest.digest:
+        raise VerificationFailed("the certificate is about another job than its signed manifest")
+    if predicate["protected"] != federated_scope.protected(manifest):
+        raise VerificationFailed("what it says is protected does not follow from the manifest")
+    if predicate["not_protected"] != list(federated_scope.NOT_PROTECTED):
+        raise VerificationFailed("it conceals what is not protected")
+
+
+def _check_records(
+    predicate: Mapping[str, Any],
+    manifest: Manifest,
+    digest: str,
+    proofs: Mapping[str, LogProof],
+    log_key: Verifier,
+) -> None:
+    """Hold the predicate against the coordinator's own log."""
+    if predicate["records"] != evidence.pointers(proofs):
+        raise VerificationFailed("the certificate points to other log entries than it carries")
+    rounds = predicate["rounds"]
+    expected: dict[str, dict[str, object]] = {
+        "propose": {
+            "/details/propose": manifest.id,
+            "/details/manifest_sha256": manifest.digest,
+        },
+        "publish": {
+            "/details/job": manifest.id,
+            "/details/digest": digest,
+            "/details/weights": rounds[-1]["weights_after"],
+            "/details/rounds_sha256": federated_certificate.rounds_sha256(rounds),
+        },
+    }
+    if set(proofs) != set(expected):
+        raise VerificationFailed(f"it proves the records {sorted(proofs)}, not those of a job")
+    for name, proof in proofs.items():
+        entry = verify_proof(proof, log_key)
+        common = {"/action": "coordinate", "/outcome": "done"}
+        for place, value in (common | expected[name]).items():
+            if found_at(entry, place) != value:
+                raise VerificationFailed(f"the record {name!r} says otherwise: {place}")
+
+
+def _check_rounds(predicate: Mapping[str, Any], manifest: Manifest) -> None:
+    rounds = predicate["rounds"]
+    if [row["round"] for row in rounds] != list(range(manifest.rounds)):
+        raise VerificationFailed(f"it has not the {manifest.rounds} rounds of the job")
+    for before, after in pairwise(rounds):
+        if before["weights_after"] != after["weights_before"]:
+            raise VerificationFailed(f"round {after['round']} does not start where one ended")
+    for row in rounds:
+        sites = set(row["sites"])
+        if len(sites) < manifest.minimum_sites or not sites <= set(manifest.sites):
+            raise VerificationFailed(f"round {row['round']} had not the sites of the job")
+
+
+def _verify_parts(
+    predicate: Mapping[str, Any],
+    manifest: Manifest,
+    digest: str,
+    given: Mapping[str, Mapping[str, Any]],
+) -> dict[str, SitePart]:
+    organisation = parse_id(manifest.coordinator).organisation
+    anchors = (Anchor.parse(organisation, predicate["authority"].encode()),)
+    took_part = {site for row in predicate["rounds"] for site in row["sites"]}
+    if set(given) != took_part:
+        raise VerificationFailed("it has not the part of each site that took part, and no other")
+    parts = {
+        uri: site_part.verify(part, uri, anchors, manifest) for uri, part in sorted(given.items())
+    }
+    for uri, part in parts.items():
+        rounds = sum(uri in row["sites"] for row in predicate["rounds"])
+        if part.statement.spent.steps < rounds * manifest.local.steps:
+            raise VerificationFailed(f"{part.site} states fewer steps than its {rounds} rounds had")
+        if part.statement.model_sha256 not in {None, digest}:
+            raise VerificationFailed(f"{part.site} has published another model")
+    if predicate["sites"] != {
+        uri: federated_certificate.site_facts(part) for uri, part in parts.items()
+    }:
+        raise VerificationFailed("it says otherwise about its sites than they do themselves")
+    if predicate["guarantee"] != federated_certificate.guarantee(parts):
+        raise VerificationFailed("its guarantee does not follow from its sites' parts")
+    return parts
+
+
+def _compare_keys(parts: Mapping[str, SitePart], site_keys: Mapping[str, str]) -> frozenset[str]:
+    by_name = {part.site: part.statement for part in parts.values()}
+    for name, text in site_keys.items():
+        if name not in by_name:
+            raise VerificationFailed(f"the certificate has no site {name!r}")
+        if text.splitlines() != [by_name[name].vkey, by_name[name].log_vkey]:
+            raise VerificationFailed(
+                f"{name} has signed with other keys than the ones at hand",
+                hint="the coordinator may have invented this site: ask it for its home.pub",
+            )
+    return frozenset(site_keys)
