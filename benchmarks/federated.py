@@ -30,8 +30,8 @@ import llmos
 from federated_losses import MAX_TOKENS, Judge
 from flower_baseline import APP, attempt, machine, run_rounds
 from flower_federation import Federation, Ground, install
-from hospitals import Hospital, make
 from llmos.data import icd10
+from llmos.data.hospitals import Hospital, make
 from llmos.data.icd10 import read_terms
 from llmos.federations.manifest import Adapter
 from llmos.models import wheels
@@ -40,8 +40,8 @@ from llmos_federation import MODEL, federation
 Json = dict[str, Any]
 RANK: Final = 16
 STEPS, BATCH, TOKENS = 4, 8, 64
-RATES: Final = (1e-3, 4e-3, 1.6e-2)
-LEARNING_RATE: Final = {"lora": 2e-3, "ffa-lora": 4e-3, "fed-sb": 1.6e-2}
+RATES: Final = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
+LEARNING_RATE: Final = {"lora": 2e-3, "ffa-lora": 8e-3, "fed-sb": 1.6e-2}
 CLEAR: Final = {"privacy": False, "secure_aggregation": False}
 ARMS: Final[dict[str, Json]] = {
     "ffa-lora, float32": {"method": "ffa-lora", "bits": 32, **CLEAR},

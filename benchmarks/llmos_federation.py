@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import llmos
 from flower_federation import Link, free_port, start_links
-from hospitals import Hospital
 from llmos.cli.place import Place
+from llmos.data.hospitals import Hospital
 
 ORGANISATION: Final = "research.example"
 MODEL: Final = "smollm2-135m"

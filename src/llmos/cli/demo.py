@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from llmos.cli.session import Session, json_option, print_json, print_table, with_session
+from llmos.cli.session import Session, json_option, print_json, print_table
 from llmos.errors import LlmosError
 
 if TYPE_CHECKING:
@@ -61,10 +61,26 @@ class Story:
         return time.monotonic() - self.started
 
 
-@click.command()
+class Stories(click.Group):
+    """A group whose other stories are imported when they are told."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the stories beside the first one."""
+        return ["federated"]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a story."""
+        if cmd_name != "federated":
+            return None
+        from llmos.cli.demo_federated import federated
+
+        return federated
+
+
+@click.group(cls=Stories, invoke_without_command=True)
 @json_option
-@with_session
-def demo(session: Session, as_json: bool) -> None:
+@click.pass_context
+def demo(ctx: click.Context, as_json: bool) -> None:
     """Show the whole story on a built-in model and data; two cores are enough.
 
     A model is trained on synthetic patient notes with and without privacy, both are attacked, the
@@ -72,10 +88,17 @@ def demo(session: Session, as_json: bool) -> None:
     served.
     Everything stays in a new home: ~/llmos-demo/TIME, or the one given by --home.
     """
+    if ctx.invoked_subcommand is None:
+        session = ctx.find_object(Session)
+        assert session is not None  # noqa: S101 - `llmos` makes it
+        _tell(session, as_json)
+
+
+def _tell(session: Session, as_json: bool) -> None:
     home = Path(session.home) if session.home else _new_home()
     session.home = str(home)
     story = Story(session, home)
-    with _quiet(as_json):
+    with quiet(as_json):
         _prepare(story)
         _train(story)
         reports = _measure_and_certify(story)
@@ -92,7 +115,7 @@ def _new_home() -> Path:
 
 
 @contextmanager
-def _quiet(as_json: bool) -> Iterator[None]:
+def quiet(as_json: bool) -> Iterator[None]:
     """Send the story to standard error when standard output is for one JSON object."""
     if not as_json:
         yield

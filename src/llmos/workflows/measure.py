@@ -29,9 +29,9 @@ from llmos.models.registry import ModelEntry, ModelKind
 from llmos.reports import page, plots
 from llmos.reports.arms import read_arm
 from llmos.workflows import outputs
-from llmos.workflows.leak_report import guarantee, report_path
+from llmos.workflows.leak_report import report_path
+from llmos.workflows.origin import guarantee, origin
 from llmos.workflows.parts import Parts
-from llmos.workflows.training_request import TrainRequest
 
 # Members and held-out records are compared on at most this many of each, the first in stored order.
 _MOST_RECORDS = 200
@@ -101,8 +101,8 @@ def run(models: Sequence[str], who: Principal, parts: Parts) -> Measured:
 
 def _shared(entry: ModelEntry) -> tuple[str, str, str]:
     """Return base, dataset and purpose: adapters that share them are measured in one pass."""
-    request = TrainRequest.model_validate(entry.card["request"])
-    return entry.base or "", entry.card["dataset"], request.purpose
+    trained = origin(entry)
+    return entry.base or "", trained.dataset, trained.purpose
 
 
 def _measure_together(
@@ -124,8 +124,7 @@ def _measure_together(
     ) as grant:
         folder = parts.registry.folder(parts.registry.model(base))
         loaded = load_base(folder, resolve_device(kernel.config.device))
-        request = TrainRequest.model_validate(entries[0].card["request"])
-        probe = _probe(card, loaded, request.max_tokens, grant, parts)
+        probe = _probe(card, loaded, origin(entries[0]).max_tokens, grant, parts)
         base_members = score(loaded.model, probe.members)
         base_heldout = score(loaded.model, probe.heldout)
         return [
@@ -155,7 +154,7 @@ def _measure_one(
                 dataset=card.name,
                 fingerprint=card.fingerprint,
             ),
-            guarantee(entry, card, parts),
+            guarantee(origin(entry), parts),
             members=score(model, probe.members),
             heldout=score(model, probe.heldout),
             base_members=base[0],

@@ -34,7 +34,8 @@ from llmos.reports.facts import (
 from llmos.reports.questions import Answer, read_answers
 from llmos.transparency.proofs import LogProof
 from llmos.workflows import federated_report, logged, outputs
-from llmos.workflows.leak_report import guarantee, report_path
+from llmos.workflows.leak_report import report_path
+from llmos.workflows.origin import guarantee, origin
 from llmos.workflows.parts import Parts
 from llmos.workflows.training_request import TrainRequest
 
@@ -94,7 +95,7 @@ def run(
     public_keys = folder / "home.pub"
     outputs.write(public_keys, parts.kernel.public_keys.encode())
     card = parts.datasets.card(entry.card["dataset"])
-    loss = guarantee(entry, card, parts)
+    loss = guarantee(origin(entry), parts)
     documents = [leak.to_document(report) for report in reports]
     html = folder / f"{model}.report.html"
     if loss is None:

@@ -20,8 +20,9 @@ from llmos.data import erasures
 from llmos.data.datasets import DatasetCard
 from llmos.data.erasures import ErasedUnit
 from llmos.errors import ApprovalConflict, IntegrityError, UnknownApproval
+from llmos.federations import invitations
+from llmos.federations.invitations import InvitationState
 from llmos.jobs.jobs import JobState
-from llmos.kernel import accounting
 from llmos.kernel.approvals import Approval
 from llmos.kernel.auditlog import LogEntry
 from llmos.kernel.identity import Principal
@@ -30,12 +31,12 @@ from llmos.kernel.policy import Action
 from llmos.kernel.schema import principals
 from llmos.kernel.store import now
 from llmos.models.registry import ModelKind
-from llmos.privacy import PrivacyLoss, PrivacyUnit
 from llmos.reports import certificate as certificates
 from llmos.reports import erasure_receipt as receipts
 from llmos.reports.erasure_receipt import Decision, DestroyedKey, RemainingModel
 from llmos.transparency import proofs
 from llmos.workflows import checkpoints, outputs
+from llmos.workflows.origin import dataset_of, guarantee, of_manifest, of_request, origin
 from llmos.workflows.parts import Parts
 
 _PAGE_OF_LOG: Final = 1000
@@ -139,14 +140,14 @@ def _drop_checkpoints(datasets: set[str], parts: Parts) -> None:
 def _models(datasets: set[str], parts: Parts) -> Iterator[RemainingModel]:
     """Yield the models that learnt, or may have learnt, from these datasets' training records."""
     for entry in parts.registry.models():
-        if entry.kind is ModelKind.ADAPTER and entry.card["dataset"] in datasets:
-            request = entry.card["request"]
+        if entry.kind is ModelKind.ADAPTER and dataset_of(entry) in datasets:
+            trained = origin(entry)
             yield RemainingModel(
                 name=entry.name,
-                dataset=entry.card["dataset"],
+                dataset=trained.dataset,
                 state=str(JobState.DONE),
                 digest=entry.digest,
-                loss=_loss(entry.card["job"], request, parts),
+                loss=guarantee(trained, parts),
                 certificate_sha256=_certificate(entry.name, parts),
             )
     for job in parts.jobs.jobs():
@@ -157,19 +158,20 @@ def _models(datasets: set[str], parts: Parts) -> Iterator[RemainingModel]:
                 dataset=job.request["dataset"],
                 state=str(job.state),
                 digest=None,
-                loss=_loss(job.id, job.request, parts),
+                loss=guarantee(of_request(job.id, job.request), parts),
                 certificate_sha256=None,
             )
-
-
-def _loss(job_id: str, request: Mapping[str, Any], parts: Parts) -> PrivacyLoss | None:
-    """Derive a training's guarantee from what the ledger says was run, or is to be run at most."""
-    if request["noise_multiplier"] is None or request["delta"] is None:
-        return None
-    mechanism = parts.kernel.budget.reservation(job_id).mechanism
-    unit = parts.datasets.card(request["dataset"]).unit_column
-    epsilon = accounting.epsilon(mechanism, request["delta"])
-    return PrivacyLoss(epsilon, request["delta"], PrivacyUnit(unit))
+    for asked in invitations.invitations(parts.kernel.store):
+        running = asked.state is InvitationState.RUNNING
+        if running and asked.manifest.dataset in datasets:
+            yield RemainingModel(
+                name=asked.manifest.output,
+                dataset=asked.manifest.dataset,
+                state=str(asked.state),
+                digest=None,
+                loss=guarantee(of_manifest(asked.manifest), parts),
+                certificate_sha256=None,
+            )
 
 
 def _certificate(model: str, parts: Parts) -> str | None:

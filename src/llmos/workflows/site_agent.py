@@ -11,7 +11,6 @@ import json
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Final
@@ -32,18 +31,17 @@ from llmos.errors import (
 )
 from llmos.federations import invitations
 from llmos.federations.invitations import ENDED, Invitation, InvitationState, SitePlan
-from llmos.federations.manifest import Masked, describe, open_manifest
+from llmos.federations.manifest import describe, open_manifest
 from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action
-from llmos.parties import signatures, trust
 from llmos.parties.authority import home_of
 from llmos.parties.memberships import Membership
-from llmos.workflows import masked_round, site_plan, site_statement, site_training
-from llmos.workflows.federated_round import ROUND_TYPE, UPLOAD, Task, encode
-from llmos.workflows.masked_round import MaskedPart
+from llmos.workflows import site_plan, site_statement, site_training
+from llmos.workflows.federated_round import ROUND_TYPE, Task
 from llmos.workflows.parts import Parts
 from llmos.workflows.site_channel import SiteChannel
-from llmos.workflows.site_training import Happened, SiteTraining, Vector
+from llmos.workflows.site_rounds import SiteRounds
+from llmos.workflows.site_training import Happened, SiteTraining
 
 LOOK_S: Final = 0.5  # how often decisions of this home's stewards are looked for
 RETRY_S: Final = 2.0  # after a call that failed
@@ -58,19 +56,6 @@ _TRIED_AGAIN: Final = (
 
 
 @dataclass(slots=True)
-class _Job:
-    """What the agent remembers of a job while it runs."""
-
-    training: SiteTraining
-    residual: Vector | None = None  # what quantisation left out of the last update
-    sent: set[tuple[int, int, str]] = field(default_factory=set)
-    pending: tuple[Task, object] | None = None  # an upload that waits for its training
-    part: MaskedPart | None = None  # of the attempt under way
-    attempt: tuple[int, int] | None = None
-    units: int = 0
-
-
-@dataclass(slots=True)
 class SiteAgent:
     """One site of one federation."""
 
@@ -82,7 +67,7 @@ class SiteAgent:
     _inbox: SimpleQueue[dict[str, Any] | Happened | CertificateRefused] = field(
         default_factory=SimpleQueue
     )
-    _jobs: dict[str, _Job] = field(default_factory=dict)
+    _jobs: dict[str, SiteRounds] = field(default_factory=dict)
     _answered: dict[str, bool] = field(default_factory=dict)
     _plans: dict[str, SitePlan] = field(default_factory=dict)
     _hinted: set[str] = field(default_factory=set)
@@ -166,7 +151,8 @@ class SiteAgent:
             case {"kind": "manifest", "envelope": dict(envelope)}:
                 self._proposed(envelope)
             case {"kind": "round", "phase": str(phase), "task": dict(task), "message": message}:
-                self._round(job_id, phase, self._task(task, job_id), message)
+                asked = self._task(task, job_id)
+                self._jobs[job_id].do(phase, asked, message)
             case {"kind": "ended", "state": str(state)}:
                 self._ended(job_id, state, instruction)
 
@@ -195,104 +181,8 @@ class SiteAgent:
         job = self._jobs.get(job_id)
         if job is None or task.job != job_id:
             raise JobError(f"{job_id} does not run here")
-        manifest = job.training.job.manifest
-        known = set(task.participants) <= set(manifest.sites)
-        enough = len(task.participants) >= manifest.minimum_sites
-        if task.manifest_sha256 != manifest.digest or not (known and enough):
-            raise RequestError(f"the task of round {task.round} is not one of {job_id}")
-        if task.participants.get(self.member.id.uri) != job.units:
-            raise RequestError(f"the task of round {task.round} weighs this site wrongly")
+        job.check(task)
         return task
-
-    def _round(self, job_id: str, phase: str, task: Task, message: object) -> None:
-        """Do what a phase asks; training goes on beside the first ones."""
-        job = self._jobs[job_id]
-        if (task.round, task.attempt, phase) in job.sent:
-            return
-        self._train(job, task)
-        if phase == UPLOAD:
-            job.pending = (task, message)
-            self._upload(job_id, job)
-            return
-        if job.attempt != (task.round, task.attempt):
-            key = self._channel.credentials.key
-            job.part = MaskedPart(
-                task,
-                job.training.job.manifest,
-                self.member.id.uri,
-                lambda statement: signatures.sign(key, statement),
-            )
-            job.attempt = (task.round, task.attempt)
-        assert job.part is not None  # noqa: S101 - made with the attempt
-        match phase:
-            case masked_round.ADVERTISE:
-                body = job.part.advertise(self._verifier_of(message, task))
-            case masked_round.SHARE:
-                body = job.part.share(message)
-            case masked_round.CONFIRM:
-                body = job.part.confirm(
-                    message, lambda sites: self._note_release(job_id, task, sites)
-                )
-            case masked_round.UNMASK:
-                body = job.part.unmask(message)
-            case _:
-                raise RequestError(f"the coordinator asks for {phase!r}, which there is not")
-        self._channel.send(task, phase, body)
-        job.sent.add((task.round, task.attempt, phase))
-
-    def _verifier_of(self, message: object, task: Task) -> signatures.Verify:
-        """Believe the other sites' certificates as this home believes any party's."""
-        certificates = message.get("certificates") if isinstance(message, dict) else None
-        if not isinstance(certificates, dict) or set(certificates) != set(task.participants):
-            raise RequestError("the coordinator does not show the certificates of all sites")
-        anchors = trust.anchors(self.parts.kernel)
-        return signatures.verifier(certificates, anchors, datetime.now(UTC))
-
-    def _note_release(self, job_id: str, task: Task, sites: tuple[str, ...]) -> None:
-        """Note, before anything is signed, whose sum this site will help to unmask.
-
-        Two sums of one round over different sites would give away their difference.
-        """
-        kernel = self.parts.kernel
-        with kernel.store.transaction() as conn:
-            before = invitations.released(conn, job_id, task.round)
-            if before is not None and before != sites:
-                raise UpdateRefused(
-                    "coordinator",
-                    f"round {task.round} was unmasked for {', '.join(before)} before",
-                )
-            invitations.change(
-                conn, job_id, InvitationState.RUNNING, released=json.dumps(list(sites))
-            )
-
-    def _train(self, job: _Job, task: Task) -> None:
-        """Begin to train a round with the global weights that its task names."""
-        if job.training.asked(task.round):
-            return
-        manifest = job.training.job.manifest
-        weights = self._channel.weights(task.job, task.weights_sha256, manifest)
-        job.training.train(task, weights)
-
-    def _upload(self, job_id: str, job: _Job) -> None:
-        """Send an update that is asked for, once it is trained."""
-        if job.pending is None:
-            return
-        task, message = job.pending
-        update = job.training.update(task.round)
-        if update is None:
-            return
-        job.pending = None
-        manifest, residual = job.training.job.manifest, job.residual
-        if isinstance(manifest.aggregation, Masked):
-            if job.part is None or job.attempt != (task.round, task.attempt):
-                raise RequestError(f"round {task.round} was not begun here")
-            body = job.part.upload(message, update)
-        else:
-            body, residual = encode(update, job.residual, manifest, task)
-        self._channel.send(task, UPLOAD, body)
-        job.sent.add((task.round, task.attempt, UPLOAD))
-        job.residual = residual
-        self.tell(f"{job_id}: round {task.round + 1}: sent {len(body):,} bytes")
 
     def _ended(self, job_id: str, state: str, instruction: dict[str, Any]) -> None:
         job = self._jobs.get(job_id)
@@ -301,8 +191,8 @@ class SiteAgent:
                 self._state(job_id)
             return
         if state == "done" and "weights_sha256" in instruction:
-            digest, manifest = str(instruction["weights_sha256"]), job.training.job.manifest
-            job.training.finish(self._channel.weights(job_id, digest, manifest))
+            digest = str(instruction["weights_sha256"])
+            job.training.finish(self._channel.weights(job_id, digest, job.manifest))
         else:
             job.training.stop()
             self._close(job_id, InvitationState.FAILED, f"the coordinator says: {state}")
@@ -365,7 +255,7 @@ class SiteAgent:
 
     def _start(self, job: Invitation, plan: SitePlan) -> None:
         training = SiteTraining(job, plan, self.parts, self._inbox.put)
-        self._jobs[job.id] = _Job(training)
+        self._jobs[job.id] = SiteRounds(training, self._channel, self.parts, self.tell)
         training.start()
 
     def _happened(self, happened: Happened) -> None:
@@ -382,7 +272,7 @@ class SiteAgent:
                 self.tell(f"{job_id} is admitted: epsilon {admitted.plan.epsilon}")
             case "trained" if job is not None:
                 self.tell(f"{job_id}: trained in {happened.seconds:.2f} s")
-                self._upload(job_id, job)
+                job.upload()
             case "ended":
                 self.tell(f"{job_id} is done")
                 self._state(job_id)

@@ -1,4 +1,4 @@
-"""Three hospitals whose notes differ: real ICD-10-CM terms, each site with chapters of its own."""
+"""Three made-up hospitals whose notes differ: real ICD-10-CM terms, each with own chapters."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ TRAINED, HELD_OUT = 600, 100
 _FINDINGS: Final = ("stable", "improving", "worse since the last visit", "newly diagnosed")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Hospital:
-    """One site's notes; no term stands in two notes of any site."""
+    """One site's notes; no term stands in two notes of any site, and no real person is in one."""
 
     name: str
     trained: tuple[str, ...]
@@ -38,8 +38,8 @@ class Hospital:
         return path
 
 
-def make(terms: Sequence[Term], seed: int = 1) -> tuple[Hospital, ...]:
-    """Draw every site's notes, the same ones everywhere."""
+def make(terms: Sequence[Term], *, seed: int = 1) -> tuple[Hospital, ...]:
+    """Draw every site's notes, the same ones everywhere; the seed guards no secret."""
     generator = np.random.default_rng(seed)
     short = [term for term in terms if len(term.text) <= MAX_TERM_CHARACTERS]
     pools = {

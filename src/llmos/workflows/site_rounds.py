@@ -1,0 +1,156 @@
+"""What a site does in the rounds of one job, and what it remembers between them.
+
+Nothing here is kept on disk but the sum that shares were given to unmask; an agent that begins
+anew is told to begin the attempt again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from llmos.errors import RequestError, UpdateRefused
+from llmos.federations import invitations
+from llmos.federations.invitations import InvitationState
+from llmos.federations.manifest import Manifest, Masked
+from llmos.parties import signatures, trust
+from llmos.workflows import masked_round
+from llmos.workflows.federated_round import UPLOAD, Task, encode
+from llmos.workflows.masked_round import MaskedPart
+from llmos.workflows.parts import Parts
+from llmos.workflows.site_channel import SiteChannel
+from llmos.workflows.site_training import SiteTraining, Vector
+
+
+@dataclass(slots=True)
+class SiteRounds:
+    """One job at work, round after round."""
+
+    training: SiteTraining
+    channel: SiteChannel
+    parts: Parts
+    tell: Callable[[str], None]
+    units: int = 0
+    _residual: Vector | None = None  # what quantisation left out of the last update
+    _sent: set[tuple[int, int, str]] = field(default_factory=set)
+    _pending: tuple[Task, object] | None = None  # an upload that waits for its training
+    _part: MaskedPart | None = None  # of the attempt under way
+    _attempt: tuple[int, int] | None = None
+
+    @property
+    def manifest(self) -> Manifest:
+        """Return what the job runs."""
+        return self.training.job.manifest
+
+    @property
+    def site(self) -> str:
+        """Return this site's SPIFFE ID."""
+        return self.channel.member.id.uri
+
+    def check(self, task: Task) -> None:
+        """Check that a signed task is one of this job and weighs this site rightly.
+
+        Raises:
+            RequestError: it is not, or does not.
+        """
+        manifest = self.manifest
+        known = set(task.participants) <= set(manifest.sites)
+        enough = len(task.participants) >= manifest.minimum_sites
+        if task.manifest_sha256 != manifest.digest or not (known and enough):
+            raise RequestError(f"the task of round {task.round} is not one of {manifest.id}")
+        if task.participants.get(self.site) != self.units:
+            raise RequestError(f"the task of round {task.round} weighs this site wrongly")
+
+    def do(self, phase: str, task: Task, message: object) -> None:
+        """Do what a phase asks; training goes on beside the first ones.
+
+        Raises:
+            NetworkError, RequestError: the coordinator is not there, or asks what is not right.
+            UpdateRefused, AggregationAborted: another site's message is no good.
+        """
+        if (task.round, task.attempt, phase) in self._sent:
+            return
+        self._train(task)
+        if phase == UPLOAD:
+            self._pending = (task, message)
+            self.upload()
+            return
+        body = self._masked(phase, task, message)
+        self.channel.send(task, phase, body)
+        self._sent.add((task.round, task.attempt, phase))
+
+    def upload(self) -> None:
+        """Send an update that is asked for, once it is trained."""
+        if self._pending is None:
+            return
+        task, message = self._pending
+        update = self.training.update(task.round)
+        if update is None:
+            return
+        self._pending = None
+        residual = self._residual
+        if isinstance(self.manifest.aggregation, Masked):
+            if self._part is None or self._attempt != (task.round, task.attempt):
+                raise RequestError(f"round {task.round} was not begun here")
+            body = self._part.upload(message, update)
+        else:
+            body, residual = encode(update, self._residual, self.manifest, task)
+        self.channel.send(task, UPLOAD, body)
+        self._sent.add((task.round, task.attempt, UPLOAD))
+        self._residual = residual
+        self.tell(f"{self.manifest.id}: round {task.round + 1}: sent {len(body):,} bytes")
+
+    def _train(self, task: Task) -> None:
+        """Begin to train a round with the global weights that its task names."""
+        if not self.training.asked(task.round):
+            weights = self.channel.weights(task.job, task.weights_sha256, self.manifest)
+            self.training.train(task, weights)
+
+    def _masked(self, phase: str, task: Task, message: object) -> bytes:
+        """Return this site's message of a phase of secure aggregation."""
+        if self._part is None or self._attempt != (task.round, task.attempt):
+            key = self.channel.credentials.key
+            self._part = MaskedPart(
+                task, self.manifest, self.site, lambda statement: signatures.sign(key, statement)
+            )
+            self._attempt = (task.round, task.attempt)
+        match phase:
+            case masked_round.ADVERTISE:
+                return self._part.advertise(self._verifier_of(message, task))
+            case masked_round.SHARE:
+                return self._part.share(message)
+            case masked_round.CONFIRM:
+                return self._part.confirm(message, lambda sites: self.note_release(task, sites))
+            case masked_round.UNMASK:
+                return self._part.unmask(message)
+        raise RequestError(f"the coordinator asks for {phase!r}, which there is not")
+
+    def _verifier_of(self, message: object, task: Task) -> signatures.Verify:
+        """Believe the other sites' certificates as this home believes any party's."""
+        certificates = message.get("certificates") if isinstance(message, dict) else None
+        if not isinstance(certificates, dict) or set(certificates) != set(task.participants):
+            raise RequestError("the coordinator does not show the certificates of all sites")
+        anchors = trust.anchors(self.parts.kernel)
+        return signatures.verifier(certificates, anchors, datetime.now(UTC))
+
+    def note_release(self, task: Task, sites: tuple[str, ...]) -> None:
+        """Note, before anything is signed, whose sum this site will help to unmask.
+
+        Two sums of one round over different sites would give away their difference.
+
+        Raises:
+            UpdateRefused: this site has helped to unmask another sum of this round.
+        """
+        kernel, job_id = self.parts.kernel, self.manifest.id
+        with kernel.store.transaction() as conn:
+            before = invitations.released(conn, job_id, task.round)
+            if before is not None and before != sites:
+                raise UpdateRefused(
+                    "coordinator",
+                    f"round {task.round} was unmasked for {', '.join(before)} before",
+                )
+            invitations.change(
+                conn, job_id, InvitationState.RUNNING, released=json.dumps(list(sites))
+            )

@@ -1,0 +1,183 @@
+"""A federated job as its homes' logs and ledgers have it, without the training in it."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from tests.homes import close, opened, write_notes
+from tests.unit.federations.test_manifest import FIELDS
+
+import llmos
+from llmos.crypto.certificates import PartyId
+from llmos.federations import invitations, register
+from llmos.federations import manifest as manifests
+from llmos.federations.invitations import InvitationState
+from llmos.federations.manifest import SignedManifest
+from llmos.federations.register import FederatedState
+from llmos.kernel.policy import Action
+from llmos.parties import authority
+from llmos.parties.encoding import generate_key
+from llmos.parties.tls import Credentials
+from llmos.reports.federated_certificate import rounds_sha256
+from llmos.workflows import publish_federated, site_plan, site_statement, site_training
+
+if TYPE_CHECKING:
+    from llmos.system import System
+
+ORGANISATION: Final = "research.example"
+DIGEST: Final = hashlib.sha256(b"the adapter").hexdigest()
+NAMES: Final = ("east", "north", "south")
+
+
+@dataclass
+class Job:
+    """A coordinator and its sites after a job of two rounds."""
+
+    folder: Path
+    model: Path
+    fields: dict[str, Any] = field(default_factory=dict)
+    stack: ExitStack = field(default_factory=ExitStack)
+    sites: dict[str, System] = field(default_factory=dict)
+    credentials: dict[str, Credentials] = field(default_factory=dict)
+    leaver: str | None = None  # withdraws after the first round
+
+    def home(self, name: str, place: int = 0) -> System:
+        """Make a home with the model and, at a site, data."""
+        home = self.folder / name
+        close(llmos.create(home))
+        system = self.stack.enter_context(opened(home))
+        system.pull(str(self.model), name="tiny")
+        if name in NAMES:
+            notes = write_notes(self.folder / f"{name}.jsonl", 24 + place)
+            terms: dict[str, Any] = {"epsilon": 8, "delta": 1e-4, "text": "text"}
+            system.import_data(notes, name="notes", unit="patient_id", **terms)
+        return system
+
+    def run(self) -> Job:
+        """Let everything happen but the training itself."""
+        self.coordinator = self.home("coordinator")
+        self.coordinator.parties.create_authority(ORGANISATION)
+        self.sites = {name: self.home(name, place) for place, name in enumerate(NAMES)}
+        key = self.coordinator.kernel.certificate_key
+        digest = self.coordinator.registry.model("tiny").digest
+        fields = FIELDS | {"rounds": 2, "model_digest": digest} | self.fields
+        self.signed = manifests.sign(manifests.parse(fields), key)
+        self._certify_parties()
+        parts: dict[str, dict[str, Any]] = {}
+        for uri in self.signed.manifest.sites:
+            name = uri.rpartition("/")[2]
+            parts[uri] = self.site(name)
+        self._coordinate(parts)
+        return self
+
+    def _certify_parties(self) -> None:
+        kernel, at = self.coordinator.kernel, datetime.now(UTC)
+        ca = authority.load(kernel)
+        for name in NAMES:
+            key, party = generate_key(), PartyId(ORGANISATION, name)
+            self.coordinator.parties.invite(name)
+            with kernel.store.transaction() as conn:
+                issued = ca.issue(conn, party, key.public_key(), party.names(()), at)
+            self.credentials[name] = Credentials(issued, key)
+
+    def site(self, name: str) -> dict[str, Any]:
+        """Run a job's acts at a site and return what it states."""
+        system, manifest = self.sites[name], self.signed.manifest
+        kernel, parts, job_id = system.kernel, system.parts, manifest.id
+        with kernel.store.transaction() as conn:
+            invitations.receive(conn, self.signed, ORGANISATION)
+            invitations.change(
+                conn,
+                job_id,
+                InvitationState.PROPOSED,
+                state=InvitationState.APPROVED,
+                decider=system.who.name,
+            )
+        job = invitations.invitation(kernel.store, job_id)
+        card = parts.datasets.card(manifest.dataset)
+        plan = site_plan.make_plan(manifest, card)
+        dp_plan = site_plan.training_plan(manifest, plan)
+        context = site_plan.policy_context(job, plan, parts)
+        asks, left = site_plan.coordinator_principal(manifest), name == self.leaver
+        with kernel.monitor.admit(
+            asks,
+            Action.FEDERATE,
+            card.resource,
+            key=job_id,
+            objects=(),
+            charge=site_training.charge_of(manifest, card, dp_plan),
+            context=context,
+            details={"manifest_sha256": manifest.digest, "purpose": manifest.purpose},
+        ) as grant:
+            grant.progress(manifest.local.steps * (1 if left else manifest.rounds))
+            details = {"step": "publish", "job": job_id, "digest": DIGEST}
+            state = InvitationState.WITHDRAWN if left else InvitationState.DONE
+            with kernel.monitor.act(
+                asks, Action.FEDERATE, card.resource, details=details, context=context
+            ) as conn:
+                site_training.settle(grant, dp_plan, job_id, parts, conn=conn)
+                if not left:
+                    publish(conn, system, self.signed)
+                invitations.change(
+                    conn, job_id, InvitationState.APPROVED, state=state, plan=plan.text
+                )
+        return self.state(name)
+
+    def state(self, name: str) -> dict[str, Any]:
+        """Let a site state what it has spent."""
+        system = self.sites[name]
+        job = invitations.invitation(system.kernel.store, self.signed.manifest.id)
+        uri = PartyId(ORGANISATION, name).uri
+        return site_statement.make(job, uri, self.credentials[name], system.parts)
+
+    def _coordinate(self, parts: dict[str, dict[str, Any]]) -> None:
+        system, manifest = self.coordinator, self.signed.manifest
+        kernel, who = system.kernel, system.who
+        act = kernel.monitor.act
+        proposed = {"propose": manifest.id, "manifest_sha256": manifest.digest}
+        with act(who, Action.COORDINATE, kernel.home, details=proposed) as conn:
+            register.propose(conn, self.signed, who.name, None)
+        hashes = [hashlib.sha256(bytes([number])).hexdigest() for number in range(3)]
+        for number in range(manifest.rounds):
+            stay = [
+                uri for uri in manifest.sites if not (number and uri.endswith(f"/{self.leaver}"))
+            ]
+            facts = {
+                "sites": stay,
+                "task_sha256": hashes[number],
+                "weights_before": hashes[number],
+                "weights_after": hashes[number + 1],
+            }
+            with kernel.store.transaction() as conn:
+                register.keep_round(conn, manifest.id, number, f"object-{number}", facts)
+        rounds = register.rounds(kernel.store, manifest.id)
+        published = {
+            "job": manifest.id,
+            "model": manifest.output,
+            "digest": DIGEST,
+            "weights": hashes[manifest.rounds],
+            "rounds_sha256": rounds_sha256(rounds),
+        }
+        with act(who, Action.COORDINATE, kernel.home, details=published) as conn:
+            publish(conn, system, self.signed, sites=list(manifest.sites))
+            job = register.job(kernel.store, manifest.id)
+            register.end(conn, job, FederatedState.DONE)
+        with kernel.store.transaction() as conn:
+            for uri, part in parts.items():
+                register.keep_statement(conn, manifest.id, uri, part)
+
+
+def publish(conn: Any, system: System, signed: SignedManifest, **fields: Any) -> None:
+    """Enter the adapter in a registry."""
+    manifest = signed.manifest
+    card = publish_federated.model_card(manifest, {"sensitive"}) | fields
+    if not fields:
+        card |= {"dataset": "notes", "fingerprint": system.datasets.card("notes").fingerprint}
+    system.registry.publish_adapter(
+        conn, name=manifest.output, base="tiny", object_id="none", digest=DIGEST, card=card
+    )

@@ -1,0 +1,281 @@
+"""A federated certificate holds against a coordinator that cheats, with its own key and log."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rfc8785
+from tests.certified import DIGEST, NAMES, Job
+
+from llmos.crypto import dsse
+from llmos.crypto.notes import decode_base64
+from llmos.errors import JobError, ModelError, VerificationFailed
+from llmos.federations import register, statement
+from llmos.federations.register import FederatedJob
+from llmos.federations.tables import federated_statements
+from llmos.kernel.policy import Action
+from llmos.reports import certificate, federated_certificate, site_part
+from llmos.reports.federated_certificate import MEDIA_TYPE, FederatedFacts
+from llmos.reports.federated_verification import VerifiedFederation, verify_file
+from llmos.workflows import federated_report, logged
+
+Change = Callable[[dict[str, Any]], object]
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Iterator[Job]:
+    """Return a job of three sites, one of which withdrew after the first round."""
+    with ExitStack() as stack:
+        folder = tmp_path_factory.mktemp("certified")
+        made = Job(folder, tiny_model_folder, stack=stack, leaver="south")
+        made.fields = {"minimum_sites": 2, "aggregation": {"kind": "plain"}}
+        yield made.run()
+
+
+@pytest.fixture(scope="module")
+def file(job: Job) -> Path:
+    """Certify the model."""
+    written = job.coordinator.report("notes-federated")
+    assert written.certificate is not None
+    assert written.page.read_text().count("<td>done</td>") == 2
+    return written.certificate
+
+
+def keys(job: Job) -> str:
+    return job.coordinator.kernel.public_keys
+
+
+def check(job: Job, data: bytes, **options: Any) -> VerifiedFederation:
+    return verify_file(data, keys(job), **options)
+
+
+def record(job: Job) -> FederatedJob:
+    return register.job(job.coordinator.kernel.store, job.signed.manifest.id)
+
+
+def reissued(
+    job: Job, file: Path, change: Change = lambda _: None, outside: Change = lambda _: None
+) -> bytes:
+    """Let the coordinator change what it says, and sign, log and prove it as if it were true."""
+    kernel, who = job.coordinator.kernel, job.coordinator.who
+    fields = json.loads(file.read_bytes())
+    said = json.loads(decode_base64(fields["envelope"]["payload"]))
+    change(said)
+    envelope = dsse.sign(rfc8785.dumps(said), dsse.IN_TOTO, kernel.certificate_key)
+    details = certificate.log_details(envelope)
+    resource = job.coordinator.registry.model("notes-federated").resource
+    with kernel.monitor.act(who, Action.REPORT, resource, details=details, context={}):
+        pass
+    wanted = {"own": {"/action": "report", **logged.details(details)}}
+    proof = logged.prove(job.coordinator.parts, wanted)["own"]
+    fields |= {"envelope": envelope, "log_proof": proof.to_dict()}
+    outside(fields)
+    return rfc8785.dumps(fields)
+
+
+def test_what_everybody_states_is_verified_without_any_home(job: Job, file: Path) -> None:
+    own = {name: system.kernel.public_keys for name, system in job.sites.items()}
+    verified = check(job, file.read_bytes(), site_keys=own, model_digest=DIGEST)
+    assert verified.compared == set(NAMES)
+    said = verified.summary()
+    assert (said["model"], said["sha256"], said["model_files"]) == (
+        "notes-federated",
+        DIGEST,
+        "match",
+    )
+    spent = {part.site: part.statement.spent for part in verified.parts.values()}
+    assert [one.steps for one in spent.values()] == [8, 8, 4]
+    assert said["epsilon"] == max(one.epsilon for one in spent.values()) <= 3
+    assert [part.statement.ended for part in verified.parts.values()] == [
+        "done",
+        "done",
+        "withdrawn",
+    ]
+    assert "4 steps, withdrawn; 3 entries of its log proven" in said["site"][2]
+    assert not any("secure aggregation" in line for line in said["protected"])  # it was not used
+    alone = check(job, reissued(job, file))
+    assert "rest on the coordinator's certificate authority" in alone.summary()["site"][0]
+
+
+def sites_of(said: dict[str, Any]) -> dict[str, Any]:
+    sites: dict[str, Any] = said["predicate"]["sites"]
+    return sites
+
+
+def first(said: dict[str, Any]) -> dict[str, Any]:
+    site: dict[str, Any] = next(iter(sites_of(said).values()))
+    return site
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda said: first(said).update(epsilon=0.1), "otherwise about its sites"),
+        (lambda said: said["predicate"]["guarantee"].update(epsilon=0.1), "does not follow"),
+        (lambda said: said["predicate"]["rounds"].pop(), "says otherwise"),
+        (lambda said: said["predicate"]["rounds"][0]["sites"].pop(), "says otherwise"),
+        (lambda said: said["predicate"]["not_protected"].pop(), "conceals"),
+        (lambda said: said["predicate"]["protected"].append({}), "does not follow"),
+        (lambda said: said["predicate"]["manifest"].update(rounds=1), "another job"),
+        (lambda said: said["subject"][0]["digest"].update(sha256="0" * 64), "says otherwise"),
+        (lambda said: said["subject"][0].update(name="other"), "something else"),
+        (lambda said: said["predicate"].update(issued_by="eve"), "something else"),
+        (lambda said: said["predicate"].update(issuer="eve"), "another issuer"),
+        (lambda said: said["predicate"].update(more=1), "other sections"),
+        (lambda said: said["predicate"].pop("sites"), "other sections"),
+        (lambda said: said.update(predicateType="x"), "not a federated certificate"),
+        (lambda said: said.pop("subject"), "lacks or misuses"),
+    ],
+)
+def test_a_coordinator_that_signs_and_logs_a_lie_is_refused(
+    job: Job, file: Path, change: Change, why: str
+) -> None:
+    with pytest.raises(VerificationFailed, match=why):
+        check(job, reissued(job, file, change))
+
+
+def part_of(fields: dict[str, Any], number: int = 0) -> dict[str, Any]:
+    part: dict[str, Any] = list(fields["sites"].values())[number]
+    return part
+
+
+def swap(fields: dict[str, Any]) -> None:
+    east, north, _ = fields["sites"]
+    fields["sites"][east], fields["sites"][north] = fields["sites"][north], fields["sites"][east]
+
+
+def cut(fields: dict[str, Any]) -> None:
+    fields["sites"].popitem()
+
+
+@pytest.mark.parametrize(
+    ("outside", "why"),
+    [
+        (swap, "not signed by the key|another party|another site"),
+        (cut, "each site that took part"),
+        (lambda fields: part_of(fields)["records"].pop("settle"), "proves the records"),
+        (
+            lambda fields: part_of(fields)["records"].update(
+                settle=part_of(fields, 1)["records"]["settle"]
+            ),
+            "other log entries",
+        ),
+        (lambda fields: part_of(fields).update(signature="AAAA"), "not signed by the key"),
+        (lambda fields: part_of(fields).update(more=1), "other fields"),
+        (
+            lambda fields: part_of(fields).update(certificate=part_of(fields, 1)["certificate"]),
+            "another party",
+        ),
+        (lambda fields: part_of(fields).update(certificate="none"), "cannot be read"),
+        (lambda fields: fields["records"].pop("propose"), "other log entries"),
+        (lambda fields: fields.update(mediaType=f"{MEDIA_TYPE}x"), "not a federated"),
+    ],
+)
+def test_parts_of_other_sites_and_missing_ones_are_refused(
+    job: Job, file: Path, outside: Change, why: str
+) -> None:
+    with pytest.raises(VerificationFailed, match=why):
+        check(job, reissued(job, file, outside=outside))
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"epsilon": 0.5}, "its mechanism gives"),
+        ({"steps": 4}, "not the steps"),
+        ({"delta": 1e-3}, "more than the job asked for"),
+        ({"charged": {"notes": "1"}}, "'settle' says otherwise"),
+    ],
+)
+def test_a_site_that_states_less_than_it_has_run_is_refused(
+    job: Job, fields: dict[str, Any], why: str
+) -> None:
+    kernel, manifest = job.sites["east"].kernel, job.signed.manifest
+    stored = register.statements(job.coordinator.kernel.store, manifest.id)
+    uri = manifest.sites[0]
+    payload = json.loads(decode_base64(stored[uri]["envelope"]["payload"]))
+    payload["spent"] |= fields
+    said = statement.parse(payload)
+    pem = stored[uri]["certificate"]
+    lie = site_part.seal(said, {}, kernel.certificate_key, pem, job.credentials["east"].key)
+    anchor = job.coordinator.parties.bundle()
+    with pytest.raises(VerificationFailed, match=f"^east: .*{why}"):
+        site_part.verify(lie | {"records": stored[uri]["records"]}, uri, (anchor,), manifest)
+
+
+def test_keys_of_another_site_another_model_and_a_revoked_site_are_refused(
+    job: Job, file: Path
+) -> None:
+    north = job.sites["north"].kernel.public_keys
+    with pytest.raises(VerificationFailed, match="east has signed with other keys"):
+        check(job, file.read_bytes(), site_keys={"east": north})
+    with pytest.raises(VerificationFailed, match="no site 'west'"):
+        check(job, file.read_bytes(), site_keys={"west": north})
+    with pytest.raises(VerificationFailed, match="the model at hand"):
+        check(job, file.read_bytes(), model_digest="0" * 64)
+    with pytest.raises(VerificationFailed):
+        verify_file(file.read_bytes(), north)
+
+
+def test_without_every_statement_there_is_no_certificate(job: Job, file: Path) -> None:
+    kernel, manifest = job.coordinator.kernel, job.signed.manifest
+    stored = register.statements(kernel.store, manifest.id)
+    before = file.read_bytes()
+    this = federated_statements.c.site == manifest.sites[1]
+    with kernel.store.transaction() as conn:
+        conn.execute(federated_statements.delete().where(this))
+    try:
+        with pytest.raises(JobError, match=r"north took part .* has not stated"):
+            job.coordinator.report("notes-federated")
+        assert file.read_bytes() == before
+    finally:
+        with kernel.store.transaction() as conn:
+            register.keep_statement(conn, manifest.id, manifest.sites[1], stored[manifest.sites[1]])
+    with pytest.raises(ModelError, match="its coordinator certifies it"):
+        job.sites["east"].report("notes-federated")
+
+
+def test_a_round_that_does_not_follow_is_refused(job: Job, file: Path) -> None:
+    """The chain is checked by itself, also where the log's entry fits to it."""
+    facts, given = federated_report._facts(
+        job.coordinator.registry.model("notes-federated"),
+        record(job),
+        job.coordinator.who,
+        job.coordinator.parts,
+    )
+    broken = [dict(row) for row in facts.rounds]
+    broken[1]["weights_before"] = "0" * 64
+    with pytest.raises(VerificationFailed, match="does not start where one ended"):
+        check(job, published(job, replace(facts, rounds=broken), given))
+
+
+def published(job: Job, facts: FederatedFacts, given: dict[str, dict[str, Any]]) -> bytes:
+    """Log other facts as if they had been published, and certify them."""
+    kernel, who = job.coordinator.kernel, job.coordinator.who
+    details = {
+        "job": facts.signed.manifest.id,
+        "model": facts.model,
+        "digest": facts.digest,
+        "weights": facts.rounds[-1]["weights_after"],
+        "rounds_sha256": federated_certificate.rounds_sha256(facts.rounds),
+    }
+    with kernel.monitor.act(who, Action.COORDINATE, kernel.home, details=details):
+        pass
+    wanted = {"publish": {"/action": "coordinate", **logged.details(details)}}
+    proofs = dict(facts.evidence) | logged.prove(job.coordinator.parts, wanted)
+    facts = replace(facts, evidence=proofs)
+    envelope = federated_certificate.seal(facts, kernel.certificate_key)
+    own = certificate.log_details(envelope)
+    resource = job.coordinator.registry.model("notes-federated").resource
+    with kernel.monitor.act(who, Action.REPORT, resource, details=own, context={}):
+        pass
+    proof = logged.prove(
+        job.coordinator.parts, {"own": {"/action": "report", **logged.details(own)}}
+    )["own"]
+    return federated_certificate.bundle(envelope, proof, facts, given)
