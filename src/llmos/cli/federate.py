@@ -18,6 +18,7 @@ from llmos.cli.session import (
 )
 
 LOOK_S = 0.5
+_ANSWERS = {None: "not answered", True: "yes", False: "no"}
 
 
 @click.group(invoke_without_command=True)
@@ -76,16 +77,32 @@ def list_(session: Session, as_json: bool) -> None:
 @json_option
 @with_session
 def show(session: Session, job_id: str, as_json: bool) -> None:
-    """Show a job: its sites, its rounds, the bytes they sent, and who is waited for."""
+    """Show a job: its sites and their epsilon, its rounds, bytes, loss, and who is waited for."""
     facts = session.system().federation.facts(job_id)
     if as_json:
         print_json(facts)
         return
-    shown = {name: facts[name] for name in ("id", "state", "error", "status") if facts[name]}
-    print_fields(shown | manifest_lines(facts["manifest"]))
+    shown = {name: facts[name] for name in ("id", "state", "error") if facts[name]}
+    print_fields(shown | manifest_lines(facts["manifest"]) | _under_way(facts["status"]))
+    print_table(
+        "sites",
+        ("site", "takes part", "units", "epsilon at most", "rounds", "bytes up", "waited for"),
+        [
+            (
+                row["site"],
+                _ANSWERS[row["accepted"]] + (f": {row['reason']}" if row["reason"] else ""),
+                row["units"],
+                None if row["epsilon"] is None else f"{row['epsilon']:.3g}",
+                row["rounds"],
+                f"{row['bytes_up']:,}",
+                "yes" if row["waited_for"] else "",
+            )
+            for row in facts["sites"]
+        ],
+    )
     print_table(
         "rounds",
-        ("round", "sites", "attempts", "seconds", "bytes up"),
+        ("round", "sites", "attempts", "seconds", "bytes up", "loss"),
         [
             (
                 row["round"] + 1,
@@ -93,10 +110,21 @@ def show(session: Session, job_id: str, as_json: bool) -> None:
                 row["attempts"],
                 f"{row['seconds']:.1f}",
                 f"{sum(row['bytes_up'].values()):,}",
+                None if row["loss"] is None else f"{row['loss']:.4f}",
             )
             for row in facts["rounds"]
         ],
     )
+
+
+def _under_way(status: dict[str, Any] | None) -> dict[str, str]:
+    """Return what people read of the attempt under way."""
+    if status is None or status["phase"] is None:
+        return {}
+    return {
+        "now": f"round {status['round'] + 1}, attempt {status['attempt']}, {status['phase']}, "
+        f"{len(status['waiting_for'])} sites are waited for"
+    }
 
 
 @federate.command()

@@ -15,7 +15,6 @@ from llmos.data.icd10 import MAX_TERM_CHARACTERS, Term
 # A code's first letter is its chapter: heart and lungs; bones, injuries; eyes, ears, births.
 CHAPTERS: Final = {"east": "IJK", "north": "MST", "south": "HOQ"}
 SHARED_EVERY: Final = 10  # one note in ten is of another site's chapters: people travel
-TRAINED, HELD_OUT = 600, 100
 _FINDINGS: Final = ("stable", "improving", "worse since the last visit", "newly diagnosed")
 
 
@@ -38,7 +37,9 @@ class Hospital:
         return path
 
 
-def make(terms: Sequence[Term], *, seed: int = 1) -> tuple[Hospital, ...]:
+def make(
+    terms: Sequence[Term], *, trained: int, held_out: int = 0, seed: int = 1
+) -> tuple[Hospital, ...]:
     """Draw every site's notes, the same ones everywhere; the seed guards no secret."""
     generator = np.random.default_rng(seed)
     short = [term for term in terms if len(term.text) <= MAX_TERM_CHARACTERS]
@@ -50,11 +51,11 @@ def make(terms: Sequence[Term], *, seed: int = 1) -> tuple[Hospital, ...]:
     for name in CHAPTERS:
         others = [other for other in CHAPTERS if other != name]
         notes = []
-        for number in range(TRAINED + HELD_OUT):
+        for number in range(held_out + trained):
             away = number % SHARED_EVERY == 0
             pool = pools[others[number // SHARED_EVERY % len(others)] if away else name]
             term = short[pool.pop()]
             age, finding = generator.integers(18, 95), generator.choice(_FINDINGS)
             notes.append(f"Patient, age {age}: {term.text}, {finding}. ICD-10 code {term.code}.")
-        hospitals.append(Hospital(name, tuple(notes[HELD_OUT:]), tuple(notes[:HELD_OUT])))
+        hospitals.append(Hospital(name, tuple(notes[held_out:]), tuple(notes[:held_out])))
     return tuple(hospitals)

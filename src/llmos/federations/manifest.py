@@ -53,6 +53,7 @@ class Adapter(Value):
     parametrisation: Literal["ffa-lora", "fed-sb"]
     rank: int = Field(ge=1, le=1024)
     last_layers: int | None = Field(None, ge=1)
+    targets: Literal["all", "attention"] = "all"  # which linear layers of a block
     seed: int = Field(ge=0, lt=2**53)
 
 

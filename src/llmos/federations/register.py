@@ -93,6 +93,12 @@ def keep_round(
     conn.execute(insert(federated_rounds).values(row))
 
 
+def keep_loss(conn: Connection, job: str, number: int, loss: float) -> None:
+    """Keep what the global model was worth after a round."""
+    this = (federated_rounds.c.job == job) & (federated_rounds.c.round == number)
+    conn.execute(update(federated_rounds).where(this).values(loss=json.dumps(loss)))
+
+
 def keep_statement(conn: Connection, job: str, site: str, part: Mapping[str, Any]) -> None:
     """Keep what a site stated after a job, with its signatures and proofs."""
     row = {"job": job, "site": site, "part": _text(part), "at": now()}
@@ -159,7 +165,15 @@ def rounds(store: Store, job_id: str) -> list[dict[str, Any]]:
     this = federated_rounds.c.job == job_id
     with store.read() as conn:
         rows = conn.execute(select(federated_rounds).where(this).order_by(federated_rounds.c.round))
-        return [{"round": row.round, "at": row.at, **json.loads(row.facts)} for row in rows]
+        return [
+            {
+                "round": row.round,
+                "at": row.at,
+                "loss": None if row.loss is None else json.loads(row.loss),
+                **json.loads(row.facts),
+            }
+            for row in rows
+        ]
 
 
 def _change(conn: Connection, job_id: str, before: int, /, **values: object) -> None:

@@ -37,8 +37,9 @@ federated_rounds = Table(
     KERNEL,
     Column("job", STR, ForeignKey("federated_jobs.id"), primary_key=True),
     Column("round", INT, primary_key=True),
-    Column("facts", STR, nullable=False),  # JSON: sites, bytes, seconds, hashes, loss
+    Column("facts", STR, nullable=False),  # JSON: sites, bytes, seconds, hashes
     Column("at", STR, nullable=False),
+    Column("loss", STR),  # JSON: nats a token of the global model, on the coordinator's own data
 )
 
 federated_statements = Table(

@@ -101,12 +101,14 @@ class FederationVerbs:
     def _facts(self, job: FederatedJob) -> dict[str, Any]:
         store = self.parts.kernel.store
         said = register.answers(store, job.id)
+        rounds = register.rounds(store, job.id)
         return {
             "id": job.id,
             "state": str(job.state),
             "error": job.error,
             "rounds_done": job.rounds_done,
-            "rounds": register.rounds(store, job.id),
+            "rounds": rounds,
+            "sites": [_site(job, uri, said.get(uri), rounds) for uri in job.manifest.sites],
             "status": job.status,
             "answered": sorted(said),
             "created_at": job.created_at,
@@ -118,3 +120,26 @@ class FederationVerbs:
     def _may_read(self) -> None:
         kernel = self.parts.kernel
         kernel.monitor.authorize(self.parts.who, Action.READ_LOG, kernel.home)
+
+
+def _site(
+    job: FederatedJob,
+    uri: str,
+    envelope: Mapping[str, Any] | None,
+    rounds: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """Return what a coordinator knows of one site of a job."""
+    from llmos.workflows.running_federation import read_answer
+
+    said = None if envelope is None else read_answer(envelope, uri, job.manifest.digest)
+    waiting = (job.status or {}).get("waiting_for", ())
+    return {
+        "site": uri.rpartition("/")[2],
+        "accepted": None if said is None else said["accepted"],
+        "reason": "" if said is None else said["reason"],
+        "units": None if said is None or not said["accepted"] else said["units"],
+        "epsilon": None if said is None else said["epsilon"],
+        "rounds": sum(uri in row["sites"] for row in rounds),
+        "bytes_up": sum(row["bytes_up"].get(uri, 0) for row in rounds),
+        "waited_for": uri in waiting,
+    }

@@ -20,7 +20,6 @@ import rfc8785
 from llmos.crypto import dsse
 from llmos.crypto.notes import decode_base64
 from llmos.engines.federated import server_optimizer
-from llmos.engines.federated.server_optimizer import ServerState
 from llmos.errors import (
     AggregationAborted,
     JobError,
@@ -35,13 +34,14 @@ from llmos.federations.register import FederatedJob, FederatedState
 from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action
 from llmos.parties import authority, signatures
-from llmos.reports import site_part
 from llmos.workflows import federated_state, publish_federated
+from llmos.workflows.ended_federations import EndedFederations
 from llmos.workflows.federated_round import ROUND_TYPE, UPLOAD, Attempt, PlainAttempt, Task
 from llmos.workflows.federated_state import CHECKPOINT_OBJECT, weights_bytes, weights_sha256
 from llmos.workflows.masked_round import MaskedAttempt
 from llmos.workflows.parts import Parts
 from llmos.workflows.running_federation import Running, read_answer
+from llmos.workflows.validation import Validation
 
 LIVE_S: Final = 30.0  # a site that was not heard of for so long takes no part in a new attempt
 PHASE_S: Final = 60.0  # for what takes a site no training
@@ -69,9 +69,7 @@ class Coordinator:
         self._changed = changed
         self._lock = threading.RLock()
         self._running: dict[str, Running] = {}
-        self._ended: dict[str, FederatedJob] = {}
-        self._final: dict[str, ServerState] = {}  # of those that are done
-        self._unstated: dict[str, set[str]] = {}  # sites that owe a statement about an ended job
+        self._ended = EndedFederations(who, parts)
         self._heard: dict[str, float] = {}
         self.instance = secrets.token_hex(8)  # versions of another process say nothing
         self.version = 1
@@ -83,11 +81,7 @@ class Coordinator:
         with self._lock:
             self._heard[site] = time.monotonic()
             found = [run.instruction(site) for run in self._running.values()]
-            ended = [
-                self._end_of(job, site)
-                for job in self._ended.values()
-                if site in job.manifest.sites
-            ]
+            ended = self._ended.instructions(site)
         return [one for one in found if one is not None] + ended
 
     def answer(self, site: str, job_id: str, envelope: Mapping[str, Any]) -> None:
@@ -108,6 +102,8 @@ class Coordinator:
             with self._act(details) as conn:
                 register.keep_answer(conn, job_id, site, envelope)
             run.answers[site] = said
+            if run.attempt is None:
+                run.began = time.monotonic()  # those that have not answered get their time
             word = "takes part" if said["accepted"] else f"does not take part: {said['reason']}"
             self._tell(f"{job_id}: {site} {word}")
             if run.attempt is not None and not said["accepted"]:
@@ -149,21 +145,9 @@ class Coordinator:
             UnknownJob: no statement of it is wanted, or not any more.
             VerificationFailed: a signature or proof in it is wrong, or its numbers do not follow.
         """
+        said = self._ended.check(site, job_id, part)
         with self._lock:
-            if site not in self._unstated.get(job_id, ()):
-                raise UnknownJob(f"no statement of {site} about {job_id!r} is wanted")
-            manifest = self._ended[job_id].manifest
-        at = datetime.now(UTC)
-        anchor = authority.load(self._parts.kernel).anchor(self._who, at)
-        said = site_part.verify(part, site, (anchor,), manifest)
-        digest = hashlib.sha256(said.statement.payload).hexdigest()
-        details = {"job": job_id, "site": site, "statement_sha256": digest}
-        with self._lock:
-            if site not in self._unstated[job_id]:
-                return
-            with self._act(details) as conn:
-                register.keep_statement(conn, job_id, site, part)
-            self._unstated[job_id].discard(site)
+            self._ended.keep(site, job_id, part, said)
         spent = said.statement.spent
         self._tell(f"{job_id}: {said.site} states epsilon {spent.epsilon:.3g}, {spent.steps} steps")
 
@@ -174,12 +158,10 @@ class Coordinator:
             UnknownJob: the site has no such job, or these are not its weights now.
         """
         with self._lock:
-            ended = self._ended.get(job_id)
-            if ended is not None and site in ended.manifest.sites:
-                state = self._final.get(job_id)
-            else:
-                state = self._of(site, job_id).state
-        if state is None or weights_sha256(state) != digest:
+            if job_id in self._ended:
+                return self._ended.weights(site, job_id, digest)
+            state = self._of(site, job_id).state
+        if weights_sha256(state) != digest:
             raise UnknownJob(f"{job_id} has no such weights now")
         return weights_bytes(state)
 
@@ -224,11 +206,27 @@ class Coordinator:
                 # no attempt has the number of an earlier one, also of a process that was killed
                 told = job.status or {}
                 attempts = int(told["attempt"]) if told.get("round") == state.round else 0
-                self._running[job.id] = Running(job, state, optimizer, said, attempts=attempts)
+                judge = self._judge_of(job)
+                self._running[job.id] = Running(
+                    job,
+                    state,
+                    optimizer,
+                    said,
+                    attempts=attempts,
+                    began=time.monotonic(),
+                    judge=judge,
+                )
                 self._tell(f"{job.id}: offered to {len(job.manifest.sites)} sites")
                 self._bump()
             elif job.state is not FederatedState.RUNNING and job.id not in self._ended:
                 self._note_end(job.id)
+
+    def _judge_of(self, job: FederatedJob) -> Validation | None:
+        if job.validation is None:
+            return None
+        judge = Validation(job.manifest, job.validation, self._who, self._parts, self._tell)
+        judge.start()
+        return judge
 
     def _advance(self, run: Running) -> None:
         manifest, now = run.job.manifest, time.monotonic()
@@ -329,6 +327,8 @@ class Coordinator:
             vault.delete(run.job.checkpoint)
         run.job = register.job(self._parts.kernel.store, run.job.id)
         run.state, run.attempt, run.attempts = after, None, 0
+        if run.judge is not None:
+            run.judge.put(after)
         run.began = time.monotonic()
         self._tell(
             f"{run.job.id}: round {after.round} done in {facts['seconds']:.1f} s, "
@@ -358,26 +358,12 @@ class Coordinator:
         self._tell(f"{run.job.id}: {state}: {why}")
         self._note_end(run.job.id)
 
-    def _end_of(self, job: FederatedJob, site: str) -> dict[str, Any]:
-        told: dict[str, Any] = {"job": job.id, "kind": "ended", "state": str(job.state)}
-        told["statement_wanted"] = site in self._unstated.get(job.id, ())
-        if (final := self._final.get(job.id)) is not None:
-            told["weights_sha256"] = weights_sha256(final)
-        return told
-
     def _note_end(self, job_id: str) -> None:
         """Remember an ended job, for its sites to hear of it and to fetch what it has learnt."""
-        job = register.job(self._parts.kernel.store, job_id)
-        self._running.pop(job_id, None)
-        self._ended[job_id] = job
-        if job.state is FederatedState.DONE:
-            self._final[job_id] = federated_state.load(job, self._who, self._parts)
-            if job.manifest.privacy is not None:
-                store = self._parts.kernel.store
-                took_part = {
-                    site for row in register.rounds(store, job_id) for site in row["sites"]
-                }
-                self._unstated[job_id] = took_part - set(register.statements(store, job_id))
+        run = self._running.pop(job_id, None)
+        if run is not None and run.judge is not None:
+            run.judge.end()
+        self._ended.add(job_id)
         self._bump()
 
     def _act(self, details: Mapping[str, Any]) -> Any:  # noqa: ANN401 - a context manager

@@ -56,6 +56,7 @@ class FederateRequest(BaseModel):
     method: Literal["ffa-lora", "fed-sb"] = "ffa-lora"
     rank: int = 16
     last_layers: int | None = None
+    targets: Literal["all", "attention"] = "all"
     rounds: int = 10
     spare_rounds: int = 2
     local_steps: int = 4
@@ -148,6 +149,7 @@ def make_manifest(request: FederateRequest, parts: Parts) -> Manifest:
         parametrisation=request.method,
         rank=request.rank,
         last_layers=request.last_layers,
+        targets=request.targets,
         seed=secrets.randbits(_SEED_BITS),
     )
     loaded = load_base(parts.registry.folder(base), resolve_device(parts.kernel.config.device))

@@ -20,6 +20,7 @@ from llmos.models.registry import ModelEntry
 from llmos.workflows.parts import Parts
 
 _ALPHA_OF_RANK: Final = 2.0  # as `llmos train` does
+_TARGETS: Final = {"all": (), "attention": ("q_proj", "k_proj", "v_proj", "o_proj")}
 _PARAMETRISATIONS: Final = {
     "ffa-lora": Parametrisation.FFA,
     "fed-sb": Parametrisation.SB,
@@ -32,6 +33,7 @@ def attach(asked: Adapter, loaded: LoadedModel) -> LoraAdapter:
         rank=asked.rank,
         alpha=_ALPHA_OF_RANK * asked.rank,
         last_layers=asked.last_layers,
+        targets=_TARGETS[asked.targets],
         parametrisation=_PARAMETRISATIONS[asked.parametrisation],
     )
     return lora.attach(loaded.model, config, seed=asked.seed)

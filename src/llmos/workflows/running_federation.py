@@ -14,6 +14,7 @@ from llmos.errors import RequestError, UpdateRefused, VerificationFailed
 from llmos.federations.manifest import ANSWER_TYPE
 from llmos.federations.register import FederatedJob
 from llmos.workflows.federated_round import Attempt
+from llmos.workflows.validation import Validation
 
 
 @dataclass(slots=True)
@@ -32,6 +33,7 @@ class Running:
     told: dict[str, Any] = field(default_factory=dict)
     task: dict[str, Any] = field(default_factory=dict)  # the signed task of the attempt
     finishing: bool = False
+    judge: Validation | None = None  # where the coordinator has data to try the model on
 
     def check(self, site: str, number: int, attempt: int) -> Attempt:
         """Return the attempt under way, if a message is for it.
@@ -91,4 +93,7 @@ def read_answer(envelope: Mapping[str, Any], site: str, manifest_sha256: str) ->
         raise VerificationFailed("the answer is another site's, or about another manifest")
     if not isinstance(fields["accepted"], bool) or (fields["accepted"] and units < 1):
         raise RequestError("this is no answer to a federated job")
-    return {**said, "units": units, "reason": reason}
+    epsilon = said.get("epsilon")
+    if epsilon is not None and not isinstance(epsilon, float | int):
+        raise RequestError("this is no answer to a federated job")
+    return {**said, "units": units, "reason": reason, "epsilon": epsilon}

@@ -190,7 +190,7 @@ class SiteAgent:
             if instruction.get("statement_wanted") is True:
                 self._state(job_id)
             return
-        if state == "done" and "weights_sha256" in instruction:
+        if state == "done":
             digest = str(instruction["weights_sha256"])
             job.training.finish(self._channel.weights(job_id, digest, job.manifest))
         else:
@@ -268,7 +268,7 @@ class SiteAgent:
                 job.units = admitted.plan.units
                 card = self.parts.datasets.card(admitted.manifest.dataset)
                 kind = str(card.classification)
-                self._answer(admitted, accepted=True, units=job.units, classification=kind)
+                self._answer(admitted, accepted=True, plan=admitted.plan, classification=kind)
                 self.tell(f"{job_id} is admitted: epsilon {admitted.plan.epsilon}")
             case "trained" if job is not None:
                 self.tell(f"{job_id}: trained in {happened.seconds:.2f} s")
@@ -315,12 +315,17 @@ class SiteAgent:
         *,
         accepted: bool,
         reason: str = "",
-        units: int = 0,
+        plan: SitePlan | None = None,
         classification: str = "",
     ) -> None:
         try:
             self._channel.answer(
-                job, accepted=accepted, reason=reason, units=units, classification=classification
+                job,
+                accepted=accepted,
+                reason=reason,
+                units=0 if plan is None else plan.units,
+                epsilon=None if plan is None else plan.epsilon,
+                classification=classification,
             )
         except NetworkError as error:
             self.tell(f"{job.id}: the answer did not arrive: {error.message}")

@@ -94,6 +94,7 @@ class SiteChannel:
         accepted: bool,
         reason: str = "",
         units: int = 0,
+        epsilon: float | None = None,
         classification: str = "",
     ) -> None:
         """Say yes, no or no longer to a job, signed by this home's key for certificates.
@@ -111,6 +112,7 @@ class SiteChannel:
             "accepted": accepted,
             "reason": reason,
             "units": units,
+            "epsilon": epsilon,
             "classification": classification,
             "at": datetime.now(UTC).isoformat(),
         }

@@ -1,4 +1,4 @@
-"""What sites state after a federated job."""
+"""What sites state after a federated job, and the loss of the global model by round."""
 
 from __future__ import annotations
 
@@ -19,3 +19,4 @@ def upgrade() -> None:
         sa.Column("part", sa.Text, nullable=False),
         sa.Column("at", sa.Text, nullable=False),
     )
+    op.add_column("federated_rounds", sa.Column("loss", sa.Text))
