@@ -9,8 +9,8 @@ counted in a TCP forwarder before each site, TLS and all questions and answers i
 by the rounds. Held-out losses are all measured by the same judge on the same notes of all sites;
 pooled training and training at each single site have the same steps, with the pooled notes of a
 step three times those of a site's. LoRA and FFA-LoRA train the attention's layers, as Flower's and
-PEFT's documentation do; Fed-SB, whose matrices are small, all linear layers. `--sweep` trains on the
-pooled notes with each of `RATES`.
+PEFT's documentation do; Fed-SB, whose matrices are small, all linear layers. `--sweep` trains on
+the pooled notes with each of `RATES`.
 """
 
 from __future__ import annotations
