@@ -9,15 +9,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import rfc8785
 from tests.homes import close, opened, write_notes
 from tests.unit.federations.test_manifest import FIELDS
 
 import llmos
+from llmos.crypto import dsse
 from llmos.crypto.certificates import PartyId
 from llmos.federations import invitations, register
 from llmos.federations import manifest as manifests
 from llmos.federations.invitations import InvitationState
-from llmos.federations.manifest import SignedManifest
+from llmos.federations.manifest import ANSWER_TYPE, SignedManifest
 from llmos.federations.register import FederatedState
 from llmos.kernel.policy import Action
 from llmos.parties import authority
@@ -149,6 +151,9 @@ class Job:
             ]
             facts = {
                 "sites": stay,
+                "attempts": 1,
+                "seconds": 1.5,
+                "bytes_up": dict.fromkeys(stay, 1000),
                 "task_sha256": hashes[number],
                 "weights_before": hashes[number],
                 "weights_after": hashes[number + 1],
@@ -168,8 +173,26 @@ class Job:
             job = register.job(kernel.store, manifest.id)
             register.end(conn, job, FederatedState.DONE)
         with kernel.store.transaction() as conn:
+            register.keep_loss(conn, manifest.id, 0, 2.5)
             for uri, part in parts.items():
+                register.keep_answer(conn, manifest.id, uri, self.answer(uri))
                 register.keep_statement(conn, manifest.id, uri, part)
+
+    def answer(self, uri: str) -> dict[str, Any]:
+        """Let a site say yes, as its agent does; the one that left says no."""
+        name, manifest = uri.rpartition("/")[2], self.signed.manifest
+        key = self.sites[name].kernel.certificate_key
+        left = name == self.leaver
+        said: dict[str, Any] = {
+            "site": uri,
+            "manifest_sha256": manifest.digest,
+            "vkey": key.vkey,
+            "accepted": not left,
+            "reason": "a patient objected" if left else "",
+            "units": 0 if left else 24,
+            "epsilon": None if left else 2.5,
+        }
+        return dsse.sign(rfc8785.dumps(said), ANSWER_TYPE, key)
 
 
 def publish(conn: Any, system: System, signed: SignedManifest, **fields: Any) -> None:

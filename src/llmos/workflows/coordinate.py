@@ -31,6 +31,7 @@ from llmos.errors import (
 from llmos.federations import register
 from llmos.federations.manifest import Masked
 from llmos.federations.register import FederatedJob, FederatedState
+from llmos.jobs.jobs import public_text
 from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action
 from llmos.parties import authority, signatures
@@ -342,12 +343,17 @@ class Coordinator:
             result = publish_federated.at_coordinator(
                 run.job, run.state, run.answers, self._who, self._parts
             )
+        except LlmosError as error:
+            why = error.message
+        except Exception as error:  # noqa: BLE001 - else the job would stay as if it ran
+            why = public_text(error)
+        else:
             self._tell(f"{run.job.id}: done: model {result['model']}")
             with self._lock:
                 self._note_end(run.job.id)
-        except LlmosError as error:
-            with self._lock:
-                self._end(run, FederatedState.FAILED, error.message)
+            return
+        with self._lock:
+            self._end(run, FederatedState.FAILED, why)
 
     def _end(self, run: Running, state: FederatedState, why: str) -> None:
         details = {"job": run.job.id, "ended": str(state), "why": why}
