@@ -24,7 +24,7 @@ def test_a_process_that_ends_says_why(place: Place) -> None:
     place.start("site", "up")
     assert place.process is not None
     assert place.process.wait(60) != 0
-    with pytest.raises(JobError, match="east does not go on: .*site join URL") as refused:
+    with pytest.raises(JobError, match=r"east does not go on: .*site join URL") as refused:
         place.wait_for("takes part")
     assert str(place.output) in str(refused.value.hint)
     assert place.wait_for("joined 0 federations")[0] == "joined 0 federations"
