@@ -69,6 +69,15 @@ def make_tiny_tokenizer() -> Any:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let `make nightly` try more: more flips, more sequences, longer fuzzing."""
     parser.addoption("--long", type=int, default=1, metavar="FACTOR", help="try so many times more")
+    parser.addoption("--nightly", action="store_true", help="run tests that take many minutes too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave what takes many minutes to `make nightly`."""
+    if not config.getoption("--nightly"):
+        later = [item for item in items if item.get_closest_marker("nightly")]
+        items[:] = [item for item in items if not item.get_closest_marker("nightly")]
+        config.hook.pytest_deselected(items=later)
 
 
 @pytest.fixture(scope="session")

@@ -31,11 +31,11 @@ JOB: Final[Mapping[str, Any]] = {
     "delta": 1e-5,
     "method": "ffa-lora",
     "rank": 8,
-    "last_layers": 4,
+    "last_layers": 3,
     "rounds": 6,
-    "local_steps": 5,
-    "batch": 40,
-    "learning_rate": 0.01,
+    "local_steps": 4,
+    "batch": 24,
+    "learning_rate": 0.015,
     "max_tokens": 64,
 }
 
@@ -51,7 +51,8 @@ class Actor:
     def at(cls, name: str, folder: Path) -> Actor:
         """Return an organisation with a home of its own."""
         home = folder / name
-        return cls(Place(name, home), Session(home=str(home)))
+        sharing = {"LLMOS_THREADS": "1"}  # three hospitals train on one machine's cores
+        return cls(Place(name, home, sharing), Session(home=str(home)))
 
     def type(self, command: str) -> None:
         """Show a command and run it, through the same door as the shell's."""

@@ -47,4 +47,7 @@ def measure(session: Session, models: tuple[str, ...], as_json: bool) -> None:
                 f"but the ledger promises {report.epsilon_ledger:.2f}",
                 hint="do not release this model; the training code or its accounting is broken",
             )
-    click.echo(f"Next: llmos report {models[-1]}")
+    if "federated" in system.registry.model(models[-1]).card:
+        click.echo(f"Next, at the coordinator: llmos report {models[-1]}")
+    else:
+        click.echo(f"Next: llmos report {models[-1]}")

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +25,7 @@ class Place:
 
     name: str
     home: Path
+    settings: Mapping[str, str] = field(default_factory=dict)  # LLMOS_..., for its processes
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -39,7 +41,7 @@ class Place:
                 [*program, "--home", str(self.home), *arguments],
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env=child_environment(PYTHONUNBUFFERED="1"),
+                env=child_environment(PYTHONUNBUFFERED="1", **self.settings),
             )
 
     def printed(self) -> str:
