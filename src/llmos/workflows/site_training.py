@@ -100,6 +100,13 @@ class SiteTraining:
             self._asked.add(task.round)
             self._work.put(_Work(task, weights))
 
+    def newest(self, work: _Work) -> _Work | None:
+        """Return the last of what waits: rounds before it are over, and would be paid for."""
+        found: _Work | None = work
+        while found is not None and found.task is not None and not self._work.empty():
+            found = self._work.get()
+        return found
+
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Load and train while no other job of this process does.
@@ -224,8 +231,11 @@ class _Resident:
 
     def work(self) -> None:
         """Train rounds as they come, until the job ends."""
-        while (work := self._training._work.get()) is not None:
+        while (first := self._training._work.get()) is not None:
             with self._training.alone():
+                work = self._training.newest(first)
+                if work is None:
+                    break
                 if work.task is None:
                     self._finish(work.weights)
                     return
