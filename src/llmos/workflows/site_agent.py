@@ -58,6 +58,7 @@ class _Job:
     pending: tuple[Task, object] | None = None  # an upload that waits for its training
     part: MaskedPart | None = None  # of the attempt under way
     attempt: tuple[int, int] | None = None
+    made: tuple[tuple[int, int, str], bytes] | None = None  # a masked message, perhaps not arrived
     units: int = 0
 
 
@@ -198,7 +199,11 @@ class SiteAgent:
     def _round(self, job_id: str, phase: str, task: Task, message: object) -> None:
         """Do what a phase asks; training goes on beside the first ones."""
         job = self._jobs[job_id]
-        if (task.round, task.attempt, phase) in job.sent:
+        this = (task.round, task.attempt, phase)
+        if this in job.sent:
+            return
+        if job.made is not None and job.made[0] == this:
+            self._send(job, task, phase, job.made[1])
             return
         self._train(job, task)
         if phase == UPLOAD:
@@ -228,6 +233,14 @@ class SiteAgent:
                 body = job.part.unmask(message)
             case _:
                 raise RequestError(f"the coordinator asks for {phase!r}, which there is not")
+        job.made = this, body
+        self._send(job, task, phase, body)
+
+    def _send(self, job: _Job, task: Task, phase: str, body: bytes) -> None:
+        """Send a message; one that does not arrive is asked for again, and then sent again.
+
+        A step of secure aggregation is taken once: no second message is made for it.
+        """
         self._channel.send(task, phase, body)
         job.sent.add((task.round, task.attempt, phase))
 
@@ -278,10 +291,10 @@ class SiteAgent:
             if job.part is None or job.attempt != (task.round, task.attempt):
                 raise RequestError(f"round {task.round} was not begun here")
             body = job.part.upload(message, update)
+            job.made = (task.round, task.attempt, UPLOAD), body
         else:
             body, residual = encode(update, job.residual, manifest, task)
-        self._channel.send(task, UPLOAD, body)
-        job.sent.add((task.round, task.attempt, UPLOAD))
+        self._send(job, task, UPLOAD, body)
         job.residual = residual
         self.tell(f"{job_id}: round {task.round + 1}: sent {len(body):,} bytes")
 
