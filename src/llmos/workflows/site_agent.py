@@ -124,7 +124,7 @@ class SiteAgent:
                     self.tell(f"{self.member.url} is there again")
                 silent = False
                 self._inbox.put({"instructions": instructions})
-            except NetworkError as error:
+            except (NetworkError, RequestError, VerificationFailed) as error:
                 if not silent:
                     self.tell(f"{error.message}; trying again")
                 silent = True
