@@ -34,7 +34,7 @@ from llmos.federations.invitations import ENDED, Invitation, InvitationState, Si
 from llmos.federations.manifest import Masked, describe, open_manifest
 from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action
-from llmos.parties import signatures, trust
+from llmos.parties import memberships, signatures, trust
 from llmos.parties.authority import home_of
 from llmos.parties.memberships import Membership
 from llmos.workflows import masked_round, site_plan, site_training
@@ -82,7 +82,9 @@ class SiteAgent:
 
     @property
     def _channel(self) -> SiteChannel:
-        return SiteChannel(self.member, self.parts)
+        # read each time: `llmos party renew` may have got a newer certificate or revocation list
+        organisation = self.member.id.organisation
+        return SiteChannel(memberships.membership(organisation, self.parts.kernel), self.parts)
 
     def run(self) -> None:
         """Work until `stop` is set; a coordinator that cannot be reached is asked again.
