@@ -195,7 +195,10 @@ class Coordinator:
                 # no attempt has the number of an earlier one, also of a process that was killed
                 told = job.status or {}
                 attempts = int(told["attempt"]) if told.get("round") == state.round else 0
-                self._running[job.id] = Running(job, state, optimizer, said, attempts=attempts)
+                began = time.monotonic()
+                self._running[job.id] = Running(
+                    job, state, optimizer, said, attempts=attempts, began=began
+                )
                 self._tell(f"{job.id}: offered to {len(job.manifest.sites)} sites")
                 self._bump()
             elif job.state is not FederatedState.RUNNING and job.id not in self._ended:
@@ -232,7 +235,9 @@ class Coordinator:
         refused = [site for site, said in run.answers.items() if not said["accepted"]]
         if len(manifest.sites) - len(refused) < manifest.minimum_sites:
             raise JobError(f"too few sites are left: {', '.join(refused)} said no")
-        everybody = len(willing) == len(manifest.sites) - len(refused)
+        # who took no part in the last round is not waited for before each one; who is back, joins
+        wanted = set(manifest.sites if run.last is None else run.last) - set(refused)
+        everybody = wanted <= set(willing)
         if len(willing) >= manifest.minimum_sites and (everybody or now - run.began > LIVE_S):
             self._begin(run, willing)
 
@@ -299,7 +304,7 @@ class Coordinator:
         if run.job.checkpoint is not None:
             vault.delete(run.job.checkpoint)
         run.job = register.job(self._parts.kernel.store, run.job.id)
-        run.state, run.attempt, run.attempts = after, None, 0
+        run.state, run.attempt, run.attempts, run.last = after, None, 0, mean.sites
         run.began = time.monotonic()
         self._tell(
             f"{run.job.id}: round {after.round} done in {facts['seconds']:.1f} s, "
