@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import rfc8785
 
@@ -129,8 +129,7 @@ class Coordinator:
             try:
                 run.check(site, number, attempt).receive(site, phase, body)
             except UpdateRefused as refused:
-                self._record({"job": job_id, "refused": site, "why": refused.message})
-                self._tell(f"{job_id}: {refused.message}")
+                self._note_refusal(job_id, refused)
                 raise
             run.bytes_up[site] = run.bytes_up.get(site, 0) + len(body)
             if run.attempt is not None and run.attempt.phase != before:
@@ -164,6 +163,17 @@ class Coordinator:
             attempt = self._of(site, job_id).attempt
             return 0 if attempt is None else attempt.largest_body()
 
+    def refuse(self, site: str, job_id: str, why: str) -> NoReturn:
+        """Refuse a message that was not read to its end.
+
+        Raises:
+            UpdateRefused: always; the site is named in the log.
+        """
+        with self._lock:
+            refused = UpdateRefused(site, why)
+            self._note_refusal(job_id, refused)
+            raise refused
+
     # what time brings
 
     def tick(self) -> None:
@@ -177,6 +187,10 @@ class Coordinator:
                     self._end(run, FederatedState.FAILED, error.message)
 
     # inside
+
+    def _note_refusal(self, job_id: str, refused: UpdateRefused) -> None:
+        self._record({"job": job_id, "refused": refused.site, "why": refused.message})
+        self._tell(f"{job_id}: {refused.message}")
 
     def _of(self, site: str, job_id: str) -> Running:
         run = self._running.get(job_id)
