@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import torch
 from safetensors import SafetensorError
@@ -17,6 +19,10 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from llmos.errors import ModelError
 from llmos.models.devices import compute_dtype
 from llmos.models.folders import check_folder
+
+# transformers sets PyTorch's default dtype, the whole process's, and then what it was before: of
+# two that load at a time, the second would put back what the first had set.
+_ONE_AT_A_TIME: Final = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +42,7 @@ def load_base(folder: Path, device: torch.device) -> LoadedModel:
     """
     check_folder(folder)
     try:
-        with quiet_transformers():
+        with _ONE_AT_A_TIME, quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )

@@ -99,7 +99,7 @@ class LoRALinear(nn.Module):
         self.product: Product = plain_product
 
     def _factor(self, rows: int, columns: int, *, trained: bool = True) -> nn.Parameter:
-        zeros = torch.zeros(rows, columns, device=self.base.weight.device)
+        zeros = torch.zeros(rows, columns, dtype=torch.float32, device=self.base.weight.device)
         return nn.Parameter(zeros, requires_grad=trained)
 
     @property
@@ -292,7 +292,7 @@ def _names(value: object) -> tuple[str, ...]:
 def _start(layer: LoRALinear, generator: torch.Generator) -> None:
     """Give the factors other than zero their start."""
     if layer.core is None:
-        a = torch.empty(layer.lora_a.shape)
+        a = torch.empty(layer.lora_a.shape, dtype=torch.float32)
         nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
     else:
         a, b = frozen_factors(layer.weight, len(layer.core))

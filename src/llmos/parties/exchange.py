@@ -63,15 +63,15 @@ def call(
         connection.request("GET" if body is None else "POST", path, body=body)
         answer = connection.getresponse()
         content = answer.read(largest_bytes)
+    except (ssl.SSLEOFError, RemoteDisconnected) as error:  # no alert: nobody was refused in words
+        raise NetworkError(
+            f"{url} closed the connection without an answer",
+            hint="a server does so with a certificate that was revoked or is out of date",
+        ) from error
     except ssl.SSLError as error:
         raise CertificateRefused(
             f"no handshake with {url}: {error.strerror or error}",
             hint="if the alert is the server's, this home's certificate was revoked or expired",
-        ) from error
-    except RemoteDisconnected as error:
-        raise NetworkError(
-            f"{url} closed the connection without an answer",
-            hint="a server does so with a certificate that was revoked or is out of date",
         ) from error
     except (OSError, HTTPException) as error:
         raise NetworkError(

@@ -220,13 +220,27 @@ class Desk:
         site = await self.site_of(request)
         params = request.path_params
         job = str(params["job"])
-        largest = await run_in_threadpool(self.coordinator.largest_body, site, job)
-        body = await read_body(request, largest)
+        body = await read_message(request, self.coordinator, site, job)
         number, attempt = int(params["round"]), int(params["attempt"])
         await run_in_threadpool(
             self.coordinator.receive, site, job, number, attempt, str(params["phase"]), body
         )
         return Response(status_code=200)
+
+
+async def read_message(request: Request, coordinator: Coordinator, site: str, job: str) -> bytes:
+    """Read a site's message for a round, which may be as long as the round says.
+
+    Raises:
+        UnknownJob: the site has no such job.
+        UpdateRefused: it is longer; the site is named in the log.
+    """
+    largest = await run_in_threadpool(coordinator.largest_body, site, job)
+    try:
+        return await read_body(request, largest)
+    except RequestTooLarge as error:
+        await run_in_threadpool(coordinator.refuse, site, job, error.message)
+        raise
 
 
 async def read_body(request: Request, largest: int) -> bytes:

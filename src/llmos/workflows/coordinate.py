@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import rfc8785
 
@@ -130,8 +130,7 @@ class Coordinator:
             try:
                 run.check(site, number, attempt).receive(site, phase, body)
             except UpdateRefused as refused:
-                self._record({"job": job_id, "refused": site, "why": refused.message})
-                self._tell(f"{job_id}: {refused.message}")
+                self._note_refusal(job_id, refused)
                 raise
             run.bytes_up[site] = run.bytes_up.get(site, 0) + len(body)
             if run.attempt is not None and run.attempt.phase != before:
@@ -176,6 +175,17 @@ class Coordinator:
             attempt = self._of(site, job_id).attempt
             return 0 if attempt is None else attempt.largest_body()
 
+    def refuse(self, site: str, job_id: str, why: str) -> NoReturn:
+        """Refuse a message that was not read to its end.
+
+        Raises:
+            UpdateRefused: always; the site is named in the log.
+        """
+        with self._lock:
+            refused = UpdateRefused(site, why)
+            self._note_refusal(job_id, refused)
+            raise refused
+
     # what time brings
 
     def tick(self) -> None:
@@ -189,6 +199,10 @@ class Coordinator:
                     self._end(run, FederatedState.FAILED, error.message)
 
     # inside
+
+    def _note_refusal(self, job_id: str, refused: UpdateRefused) -> None:
+        self._record({"job": job_id, "refused": refused.site, "why": refused.message})
+        self._tell(f"{job_id}: {refused.message}")
 
     def _of(self, site: str, job_id: str) -> Running:
         run = self._running.get(job_id)
@@ -260,7 +274,9 @@ class Coordinator:
         refused = [site for site, said in run.answers.items() if not said["accepted"]]
         if len(manifest.sites) - len(refused) < manifest.minimum_sites:
             raise JobError(f"too few sites are left: {', '.join(refused)} said no")
-        everybody = len(willing) == len(manifest.sites) - len(refused)
+        # who took no part in the last round is not waited for before each one; who is back, joins
+        wanted = set(manifest.sites if run.last is None else run.last) - set(refused)
+        everybody = wanted <= set(willing)
         if len(willing) >= manifest.minimum_sites and (everybody or now - run.began > LIVE_S):
             self._begin(run, willing)
 
@@ -327,7 +343,7 @@ class Coordinator:
         if run.job.checkpoint is not None:
             vault.delete(run.job.checkpoint)
         run.job = register.job(self._parts.kernel.store, run.job.id)
-        run.state, run.attempt, run.attempts = after, None, 0
+        run.state, run.attempt, run.attempts, run.last = after, None, 0, mean.sites
         if run.judge is not None:
             run.judge.put(after)
         run.began = time.monotonic()

@@ -27,6 +27,7 @@ class Running:
     answers: dict[str, dict[str, Any]]  # what each site signed last, read
     attempt: Attempt | None = None
     attempts: int = 0  # at the present round
+    last: tuple[str, ...] | None = None  # sites in the last round that this process has finished
     began: float = 0.0
     phase_began: float = 0.0
     bytes_up: dict[str, int] = field(default_factory=dict)

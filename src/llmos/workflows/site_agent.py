@@ -75,7 +75,7 @@ class SiteAgent:
 
     @property
     def _channel(self) -> SiteChannel:
-        return SiteChannel(self.member, self.parts)
+        return SiteChannel(self.member.id.organisation, self.parts)
 
     def run(self) -> None:
         """Work until `stop` is set; a coordinator that cannot be reached is asked again.
@@ -117,7 +117,7 @@ class SiteAgent:
                     self.tell(f"{self.member.url} is there again")
                 silent = False
                 self._inbox.put({"instructions": instructions})
-            except NetworkError as error:
+            except (NetworkError, RequestError, VerificationFailed) as error:
                 if not silent:
                     self.tell(f"{error.message}; trying again")
                 silent = True

@@ -18,6 +18,7 @@ from llmos.errors import CertificateRefused, RequestError, VerificationFailed
 from llmos.federations import invitations
 from llmos.federations.invitations import Invitation
 from llmos.federations.manifest import ANSWER_TYPE, Manifest
+from llmos.parties import memberships
 from llmos.parties.exchange import call
 from llmos.parties.memberships import Membership
 from llmos.parties.tls import Credentials, client_context
@@ -33,8 +34,13 @@ _FLOAT_BYTES: Final = 4
 class SiteChannel:
     """The way to one coordinator; every call may raise NetworkError or CertificateRefused."""
 
-    member: Membership
+    organisation: str
     parts: Parts
+
+    @property
+    def member(self) -> Membership:
+        """Return this site's membership, with what `llmos party renew` has fetched since."""
+        return memberships.membership(self.organisation, self.parts.kernel)
 
     def coordinator_key(self) -> Verifier:
         """Fetch the coordinator's public keys over TLS of the pinned CA; insist on them later.
@@ -47,7 +53,7 @@ class SiteChannel:
         if len(keys.splitlines()) != _KEYS:
             raise VerificationFailed("the coordinator's public keys cannot be read")
         with self.parts.kernel.store.transaction() as conn:
-            invitations.pin_coordinator(conn, self.member.id.organisation, keys)
+            invitations.pin_coordinator(conn, self.organisation, keys)
         return Verifier.parse(keys.splitlines()[0])
 
     def poll(self, instance: str, seen: int) -> tuple[str, int, list[dict[str, Any]]]:
@@ -140,7 +146,6 @@ class SiteChannel:
         return credentials
 
     def _call(self, path: str, body: bytes | None = None, *, largest: int = 1 << 20) -> bytes:
-        context = client_context(self.member.terms(self.parts.kernel))
-        return call(
-            self.member.url, context, path, body, largest_bytes=largest, refused=RequestError
-        )
+        member = self.member
+        context = client_context(member.terms(self.parts.kernel))
+        return call(member.url, context, path, body, largest_bytes=largest, refused=RequestError)

@@ -38,6 +38,7 @@ class SiteRounds:
     _pending: tuple[Task, object] | None = None  # an upload that waits for its training
     _part: MaskedPart | None = None  # of the attempt under way
     _attempt: tuple[int, int] | None = None
+    _made: tuple[tuple[int, int, str], bytes] | None = None  # a masked message, perhaps not arrived
 
     @property
     def manifest(self) -> Manifest:
@@ -70,7 +71,11 @@ class SiteRounds:
             NetworkError, RequestError: the coordinator is not there, or asks what is not right.
             UpdateRefused, AggregationAborted: another site's message is no good.
         """
-        if (task.round, task.attempt, phase) in self._sent:
+        this = (task.round, task.attempt, phase)
+        if this in self._sent:
+            return
+        if self._made is not None and self._made[0] == this:
+            self._send(task, phase, self._made[1])
             return
         self._train(task)
         if phase == UPLOAD:
@@ -78,8 +83,8 @@ class SiteRounds:
             self.upload()
             return
         body = self._masked(phase, task, message)
-        self.channel.send(task, phase, body)
-        self._sent.add((task.round, task.attempt, phase))
+        self._made = this, body
+        self._send(task, phase, body)
 
     def upload(self) -> None:
         """Send an update that is asked for, once it is trained."""
@@ -95,12 +100,20 @@ class SiteRounds:
             if self._part is None or self._attempt != (task.round, task.attempt):
                 raise RequestError(f"round {task.round} was not begun here")
             body = self._part.upload(message, update)
+            self._made = (task.round, task.attempt, UPLOAD), body
         else:
             body, residual = encode(update, self._residual, self.manifest, task)
-        self.channel.send(task, UPLOAD, body)
-        self._sent.add((task.round, task.attempt, UPLOAD))
+        self._send(task, UPLOAD, body)
         self._residual = residual
         self.tell(f"{self.manifest.id}: round {task.round + 1}: sent {len(body):,} bytes")
+
+    def _send(self, task: Task, phase: str, body: bytes) -> None:
+        """Send a message; one that does not arrive is asked for again, and then sent again.
+
+        A step of secure aggregation is taken once: no second message is made for it.
+        """
+        self.channel.send(task, phase, body)
+        self._sent.add((task.round, task.attempt, phase))
 
     def _train(self, task: Task) -> None:
         """Begin to train a round with the global weights that its task names."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, Final
@@ -43,6 +44,10 @@ from llmos.workflows.site_plan import coordinator_principal, policy_context, tra
 
 Vector = NDArray[np.float32]
 UPDATE_OBJECT: Final = "federated-update"  # the vault's kind of object
+# A model that is loaded changes PyTorch's default dtype for the whole process: norms and noise of a
+# round that another job trains meanwhile would be computed in it.
+_ENGINE: Final = threading.Lock()
+_LOOK_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +99,28 @@ class SiteTraining:
         if task.round not in self._asked:
             self._asked.add(task.round)
             self._work.put(_Work(task, weights))
+
+    def newest(self, work: _Work) -> _Work | None:
+        """Return the last of what waits: rounds before it are over, and would be paid for."""
+        found: _Work | None = work
+        while found is not None and found.task is not None and not self._work.empty():
+            found = self._work.get()
+        return found
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Load and train while no other job of this process does.
+
+        Raises:
+            JobInterrupted: this job was stopped while it waited.
+        """
+        while not _ENGINE.acquire(timeout=_LOOK_S):
+            if self._stop.is_set():
+                raise JobInterrupted(f"{self.job.id} stopped")
+        try:
+            yield
+        finally:
+            _ENGINE.release()
 
     def asked(self, number: int) -> bool:
         """Tell whether a round is trained or under way."""
@@ -153,7 +180,9 @@ class SiteTraining:
                 )
             self._recall(grant)
             self.tell(Happened(self.job.id, "admitted"))
-            _Resident(self, grant, card, dp_plan, asks, context).work()
+            with self.alone():
+                resident = _Resident(self, grant, card, dp_plan, asks, context)
+            resident.work()
 
     @property
     def _kept(self) -> list[str]:
@@ -202,11 +231,15 @@ class _Resident:
 
     def work(self) -> None:
         """Train rounds as they come, until the job ends."""
-        while (work := self._training._work.get()) is not None:
-            if work.task is None:
-                self._finish(work.weights)
-                return
-            self._train(work.task, work.weights)
+        while (first := self._training._work.get()) is not None:
+            with self._training.alone():
+                work = self._training.newest(first)
+                if work is None:
+                    break
+                if work.task is None:
+                    self._finish(work.weights)
+                    return
+                self._train(work.task, work.weights)
         raise JobInterrupted(f"{self._training.job.id} stopped")
 
     def _train(self, task: Task, weights: Vector) -> None:

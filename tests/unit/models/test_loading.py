@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,17 @@ def test_a_model_is_loaded_frozen_and_quietly(
     assert not loaded.model.training
     assert loaded.tokenizer.decode(loaded.tokenizer("Paris")["input_ids"]) == "Paris"
     assert capfd.readouterr() == ("", "")
+
+
+def test_models_that_are_loaded_at_a_time_leave_the_process_as_it_was(folder: Path) -> None:
+    # transformers changes PyTorch's default dtype while it loads
+    with ThreadPoolExecutor(4) as threads:
+        for loaded in threads.map(lambda _: load_base(folder, CPU), range(16)):
+            assert {p.dtype for p in loaded.model.parameters()} == {compute_dtype(CPU)}
+    try:
+        assert torch.get_default_dtype() is torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("model_type", ["no-such-architecture", "vit"])

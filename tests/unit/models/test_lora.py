@@ -51,6 +51,18 @@ def logits(of: nn.Module) -> torch.Tensor:
     return result
 
 
+@pytest.mark.parametrize("kind", list(Parametrisation))
+def test_the_factors_are_float32_while_another_thread_loads_a_model(kind: Parametrisation) -> None:
+    base = model()
+    torch.set_default_dtype(torch.bfloat16)  # as transformers does, for the whole process
+    try:
+        adapter = attach(base, LoraConfig(rank=2, alpha=4, parametrisation=kind), seed=0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name, tensor in adapter.model.named_parameters():
+        assert tensor.dtype is torch.float32, name
+
+
 def trained(config: LoraConfig) -> LoraAdapter:
     adapter = attach(model(), config, seed=0)
     generator = torch.Generator().manual_seed(1)

@@ -73,6 +73,21 @@ def test_a_fault_of_the_server_is_told(answer: bytes, says: str) -> None:
         ask(url)
 
 
+def test_a_connection_that_ends_in_its_handshake_says_nothing_about_certificates() -> None:
+    # a proxy whose server is gone does so, and a server that is killed
+    def close(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(1 << 16)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=close, args=(listening,))
+        thread.start()
+        with pytest.raises(NetworkError, match="closed the connection without an answer"):
+            ask(f"https://127.0.0.1:{listening.getsockname()[1]}")
+        thread.join(60)
+
+
 @pytest.mark.parametrize(
     ("body", "says"),
     [
