@@ -202,6 +202,9 @@ def checked_books(system: System, *, strays: int = 0) -> Books:
     }
     known |= {entry.location for entry in system.registry.models() if entry.kind == "adapter"}
     known |= {job.checkpoint for job in system.parts.jobs.jobs() if job.checkpoint is not None}
+    kept = {job.checkpoint for job in register.jobs(kernel.store)}
+    kept |= {job.update_object for job in invitations.invitations(kernel.store)}
+    known |= {object_id for object_id in kept if object_id is not None}
     assert known <= files & keys
     assert len((files | keys) - known) <= strays
     return Books(

@@ -9,6 +9,7 @@ from typing import Any, Final
 from sqlalchemy import select
 
 from llmos.errors import RequestError
+from llmos.federations import invitations, register
 from llmos.jobs.tables import job_steps
 from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action
@@ -54,6 +55,8 @@ def strays(parts: Parts, before: datetime) -> list[str]:
         named |= {card.object_id, card.holdout_object_id, card.canary_object_id}
     named |= {m.location for m in parts.registry.models() if m.kind is ModelKind.ADAPTER}
     named |= {job.checkpoint for job in parts.jobs.jobs()}
+    named |= {job.checkpoint for job in register.jobs(parts.kernel.store)}
+    named |= {job.update_object for job in invitations.invitations(parts.kernel.store)}
     with parts.kernel.store.read() as conn:  # trained, and not published yet
         for result in conn.execute(select(job_steps.c.result)).scalars():
             named.add(json.loads(result).get("adapter"))

@@ -10,8 +10,11 @@ from threading import Event
 import pytest
 from sqlalchemy import update
 from tests.homes import TRAINING, checked_books, hire, last_records, log_size
+from tests.unit.federations.test_registers import SIGNED
 
 from llmos.errors import PermissionDenied, RequestError
+from llmos.federations import invitations, register
+from llmos.federations.invitations import InvitationState
 from llmos.kernel.schema import object_keys
 from llmos.kernel.store import timestamp
 from llmos.system import System
@@ -84,3 +87,35 @@ def test_young_objects_and_strangers(system: System, home: Path, tmp_path: Path)
         with pytest.raises(PermissionDenied):
             theirs.vault.sweep()
         assert sweep.strays(theirs.parts, datetime.now(UTC)) == [stray]
+
+
+def test_what_a_federated_job_keeps_stays(system: System) -> None:
+    """A coordinator's checkpoint, and a site's update that was paid for and not yet delivered."""
+    store, vault, job = system.kernel.store, system.kernel.vault, SIGNED.manifest.id
+    proposed = InvitationState.PROPOSED
+    checkpoint = vault.put("federated-checkpoint", b"weights")
+    update_ = vault.put("federated-update", b"an update")
+    with store.transaction() as conn:
+        register.propose(conn, SIGNED, "admin", None)
+        register.keep_round(conn, job, 0, checkpoint, {})
+        invitations.receive(conn, SIGNED, "research.example")
+        invitations.change(
+            conn,
+            SIGNED.manifest.id,
+            InvitationState.PROPOSED,
+            update_round=0,
+            update_object=update_,
+        )
+    age(system)
+    assert system.vault.sweep() == {"objects": 0, "files": 0}
+    checked_books(system)
+    with store.transaction() as conn:
+        invitations.change(
+            conn,
+            SIGNED.manifest.id,
+            InvitationState.PROPOSED,
+            update_round=None,
+            update_object=None,
+        )
+    assert system.vault.sweep() == {"objects": 1, "files": 0}
+    assert last_records(system, 1)[0]["details"]["objects"] == [update_]
