@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import llmos
 from llmos import config as configuration
+from llmos.federations import invitations, register
 from llmos.kernel import kernel as kernels
 from llmos.kernel import root
 from llmos.kernel.schema import standing_digest

@@ -99,23 +99,11 @@ def test_what_a_federated_job_keeps_stays(system: System) -> None:
         register.propose(conn, SIGNED, "admin", None)
         register.keep_round(conn, job, 0, checkpoint, {})
         invitations.receive(conn, SIGNED, "research.example")
-        invitations.change(
-            conn,
-            SIGNED.manifest.id,
-            InvitationState.PROPOSED,
-            update_round=0,
-            update_object=update_,
-        )
+        invitations.change(conn, job, proposed, update_round=0, update_object=update_)
     age(system)
     assert system.vault.sweep() == {"objects": 0, "files": 0}
     checked_books(system)
     with store.transaction() as conn:
-        invitations.change(
-            conn,
-            SIGNED.manifest.id,
-            InvitationState.PROPOSED,
-            update_round=None,
-            update_object=None,
-        )
+        invitations.change(conn, job, proposed, update_round=None, update_object=None)
     assert system.vault.sweep() == {"objects": 1, "files": 0}
     assert last_records(system, 1)[0]["details"]["objects"] == [update_]
