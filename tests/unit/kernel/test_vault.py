@@ -41,7 +41,7 @@ class Only:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    opened = open_store(tmp_path / "keys.db", KEYS, busy_timeout_s=0.2)
+    opened = open_store(tmp_path / "keys.db", KEYS, busy_timeout_s=2)
     yield opened
     opened.close()
 
