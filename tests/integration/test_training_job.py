@@ -134,7 +134,7 @@ def test_while_a_training_runs_others_use_the_home_and_one_cancels_it(home: Path
         answer = ask(home, token)
         assert answer["usage"]["completion_tokens"] == 2
         assert process.poll() is None
-        assert system.jobs.cancel(job_id) is JobState.RUNNING
+        assert system.jobs.cancel(job_id) in (JobState.RUNNING, JobState.CANCELLED)
         _, said = process.communicate(timeout=60)
         assert process.returncode == 11
         assert f"job {job_id} was cancelled after" in said

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection
 
-from llmos.errors import BudgetExceeded, ConfigError, JobBusy
+from llmos.errors import BudgetExceeded, ConfigError, JobBusy, JobError
 from llmos.jobs.jobs import JobState, Step
 from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action
@@ -132,6 +132,10 @@ def cancel(job_id: str, who: Principal, parts: Parts) -> JobState:
         return jobs.run(job_id, steps).state
     except JobBusy:
         return JobState.RUNNING  # whoever runs it sees the request
+    except JobError:
+        if (state := jobs.job(job_id).state) is not JobState.CANCELLED:
+            raise
+        return state  # whoever ran it has seen the request already
 
 
 @contextmanager

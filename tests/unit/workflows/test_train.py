@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -30,7 +30,7 @@ from llmos.errors import (
     UnknownJob,
     UnknownModel,
 )
-from llmos.jobs.jobs import JobState
+from llmos.jobs.jobs import Job, Jobs, JobState, Step
 from llmos.kernel import pricing
 from llmos.kernel.policy import Action
 from llmos.models import lora
@@ -294,6 +294,23 @@ def test_a_running_job_that_is_asked_to_stops_and_pays_for_its_steps(
 
 def _cancel(system: System, job_id: str) -> None:
     assert system.jobs.cancel(job_id) is JobState.RUNNING
+
+
+def test_a_job_that_stops_as_soon_as_it_is_asked_to_is_cancelled(
+    system: System, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = submit(system)
+    run = Jobs.run
+    with opened(home) as other:
+
+        def too_late(jobs: Jobs, job: str, steps: Mapping[str, Step]) -> Job:
+            monkeypatch.undo()  # what is asked for is in the books: the other one ends the job
+            run(other.parts.jobs, job, steps)
+            return run(jobs, job, steps)
+
+        monkeypatch.setattr(Jobs, "run", too_late)
+        assert system.jobs.cancel(job_id) is JobState.CANCELLED
+    assert checked_books(system).jobs == ((job_id, "cancelled"),)
 
 
 def test_everyone_runs_and_cancels_their_own_jobs_but_not_those_of_others(
