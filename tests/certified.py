@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import rfc8785
+import torch
 from tests.homes import close, opened, write_notes
 from tests.unit.federations.test_manifest import FIELDS
 
@@ -22,11 +23,19 @@ from llmos.federations.invitations import InvitationState
 from llmos.federations.manifest import ANSWER_TYPE, SignedManifest
 from llmos.federations.register import FederatedState
 from llmos.kernel.policy import Action
+from llmos.models import folders, lora
+from llmos.models.loading import load_base
 from llmos.parties import authority
 from llmos.parties.encoding import generate_key
 from llmos.parties.tls import Credentials
 from llmos.reports.federated_certificate import rounds_sha256
-from llmos.workflows import publish_federated, site_plan, site_statement, site_training
+from llmos.workflows import (
+    federated_adapter,
+    publish_federated,
+    site_plan,
+    site_statement,
+    site_training,
+)
 
 if TYPE_CHECKING:
     from llmos.system import System
@@ -204,3 +213,26 @@ def publish(conn: Any, system: System, signed: SignedManifest, **fields: Any) ->
     system.registry.publish_adapter(
         conn, name=manifest.output, base="tiny", object_id="none", digest=DIGEST, card=card
     )
+
+
+def with_adapter(folder: Path, model: Path, stack: ExitStack) -> Job:
+    """Return a job of the adapter that homes make of `model`; east has it, untrained, as `real`."""
+    fields = {"parametrisation": "ffa-lora", "rank": 12, "seed": 5}
+    asked = manifests.Adapter.model_validate(fields)
+    adapter = federated_adapter.attach(asked, load_base(model, torch.device("cpu")))
+    made = {
+        "adapter": fields,
+        "layout": federated_adapter.layout(adapter, asked, folders.digest(model)),
+        "parameters": adapter.vector().numel(),
+    }
+    job = Job(folder, model, fields=made, stack=stack).run()
+    east = job.sites["east"]
+    object_id, digest = east.registry.store_adapter(lora.to_peft(adapter, "tiny"))
+    entry = east.registry.model(job.signed.manifest.output)
+    with east.kernel.monitor.act(
+        east.who, Action.MEASURE, entry.resource, details={}, context={}
+    ) as conn:
+        east.registry.publish_adapter(
+            conn, name="real", base="tiny", object_id=object_id, digest=digest, card=entry.card
+        )
+    return job

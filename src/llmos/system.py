@@ -33,6 +33,7 @@ from llmos.workflows import change_policy
 from llmos.workflows.parts import Parts
 
 if TYPE_CHECKING:
+    from llmos.workflows.invert import Inverted
     from llmos.workflows.measure import Measured
     from llmos.workflows.report import ReportFiles
     from llmos.workflows.training_plan import TrainPlan
@@ -253,6 +254,12 @@ class System:
         from llmos.workflows import measure
 
         return measure.run(models, self.who, self.parts)
+
+    def measure_inversion(self, model: str) -> Inverted:
+        """Measure what the messages of a federated job betray of this site's records."""
+        from llmos.workflows import invert
+
+        return invert.run(model, self.who, self.parts)
 
     def report(
         self,

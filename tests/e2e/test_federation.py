@@ -80,6 +80,7 @@ def test_three_hospitals_train_one_model_whose_updates_nobody_sees(
             digests.add(system.registry.model("notes-federated").digest)
         assert len(digests) == 1  # all four homes have the very same adapter
         certified(federated, keys, digests.pop())
+        attacked(federated.sites["east"].home)
 
 
 def certified(federated: Federation, keys: dict[str, Path], digest: str) -> None:
@@ -99,6 +100,17 @@ def certified(federated: Federation, keys: dict[str, Path], digest: str) -> None
     )
     assert swapped.returncode != 0
     assert "east has signed with other keys" in swapped.stderr
+
+
+def attacked(home: Path) -> None:
+    """Let a site attack its own messages: in the clear they tell tokens, behind the mask none."""
+    said = json.loads(run_llmos(home, "measure", "notes-federated", "--inversion", "--json").stdout)
+    (found,) = said["inversion"]
+    recall = {arm["observation"]: arm["recall"] for arm in found["report"]["arms"]}
+    assert found["report"]["verdict"] == "pass"
+    assert recall["gradient"] > 0.9
+    assert found["report"]["noise_multiplier"] > 0
+    assert Path(found["file"]).exists()
 
 
 def test_a_steward_withdraws_and_what_was_run_stays_charged(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from llmos.cli.session import (
@@ -15,29 +17,40 @@ from llmos.cli.session import (
 )
 from llmos.errors import LeakFound
 
+if TYPE_CHECKING:
+    from llmos.workflows.invert import Inverted
+
 
 @click.command()
 @click.argument("models", nargs=-1, required=True)
+@click.option("--inversion", is_flag=True, help="Also attack what a federated job's site has sent.")
 @device_option
 @json_option
 @with_session
-def measure(session: Session, models: tuple[str, ...], as_json: bool) -> None:
+def measure(session: Session, models: tuple[str, ...], inversion: bool, as_json: bool) -> None:
     """Measure what MODELS leak: extraction, membership, exposure, lower bound on epsilon.
 
-    Exit status 14 when a measured lower bound lies above the epsilon in the ledger: then the
-    implementation is broken and its certificate must not be trusted.
+    Exit status 14 when a measured lower bound lies above the epsilon in the ledger, or when the
+    masks of a federated job do not hide what they should: then the implementation is broken and its
+    certificate must not be trusted.
     """
     system = session.system()
     if as_json:
+        inverted = [system.measure_inversion(model) for model in models if inversion]
         result = system.measure(*models)
-        print_json(result.to_dict())  # the verdicts are in it
-        if any(report.failed for report in result.reports):
+        found = {"inversion": [one.to_dict() for one in inverted]} if inversion else {}
+        print_json(result.to_dict() | found)  # the verdicts are in it
+        failed = [report.failed for report in result.reports]
+        if any(failed + [one.report.failed for one in inverted]):
             raise click.exceptions.Exit(LeakFound.exit_status)
         return
     with console().status("measuring"):
+        inverted = [system.measure_inversion(model) for model in models if inversion]
         result = system.measure(*models)
     print_table("measurements", ("", "chance", *models), result.rows())
     click.echo(f"plot: {result.plot}")
+    for one in inverted:
+        _show(one)
     for report in result.reports:
         if report.failed and report.bound is not None:
             click.secho("FAIL", fg="red", bold=True)
@@ -47,7 +60,29 @@ def measure(session: Session, models: tuple[str, ...], as_json: bool) -> None:
                 f"but the ledger promises {report.epsilon_ledger:.2f}",
                 hint="do not release this model; the training code or its accounting is broken",
             )
+    if broken := [one.report.model for one in inverted if one.report.failed]:
+        click.secho("FAIL", fg="red", bold=True)
+        raise LeakFound(
+            f"the masks of {', '.join(broken)} do not hide what a site has sent",
+            hint="stop this site (Ctrl-C); secure aggregation or its random numbers are broken",
+        )
     if "federated" in system.registry.model(models[-1]).card:
         click.echo(f"Next, at the coordinator: llmos report {models[-1]}")
     else:
         click.echo(f"Next: llmos report {models[-1]}")
+
+
+def _show(one: Inverted) -> None:
+    """Print what gradient inversion recovers from what could be seen of single records."""
+    report = one.report
+    click.echo(
+        f"\n{report.model}: tokens of {report.arms[0].records} records, each alone in one step, "
+        f"guessed from what is seen ({report.aggregation} is what the job's coordinator sees)"
+    )
+    columns = ("what is seen", "recovered", "by chance", "p", "AUC")
+    print_table("guesses", columns, one.rows())
+    click.echo(
+        f"masked integers are uniform: p = {report.uniformity.p_value:.2g} "
+        f"over {report.uniformity.integers:,}"
+    )
+    click.echo(f"verdict on the masks: {str(report.verdict).upper()}; report: {one.file}")

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
+import pytest
+from tests.certified import with_adapter
 from tests.homes import books
 from tests.unit.cli.conftest import Type
 
+from llmos.attacks import observations
+from llmos.engines.federated import fixed_point
 from llmos.system import System
 
 
@@ -44,3 +50,35 @@ def test_a_model_without_a_guarantee_is_no_failure(
     assert "None" not in reported.out
     assert typed("report", "plain", "--json").value["certificate"] is None
     assert typed("report", "private", "--compare", "plain").status == 0
+
+
+def test_what_a_site_has_sent_is_attacked_too(
+    typing: Callable[[Path], Type],
+    tmp_path: Path,
+    tiny_model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with ExitStack() as stack:
+        typed = typing(with_adapter(tmp_path, tiny_model_folder, stack).folder / "east")
+        said = typed("measure", "real", "--inversion")
+        assert said.status == 0, said.err
+        for text in ("AUC on records", "gradient, in the clear (control)", "100.0% of"):
+            assert text in said.out
+        assert "masked is what the job's coordinator sees" in " ".join(said.out.split())
+        assert "verdict on the masks: PASS" in said.out
+        (found,) = typed("measure", "real", "--inversion", "--json").value["inversion"]
+        assert found["report"]["verdict"] == "pass"
+        assert Path(found["file"]).name == "real.inversion.json"
+
+        def forgotten(plain: np.ndarray, _fixed: fixed_point.FixedPoint) -> np.ndarray:
+            return plain
+
+        monkeypatch.setattr(observations, "masked", forgotten)
+        broken = typed("measure", "real", "--inversion")
+        assert broken.status == 14
+        assert "verdict on the masks: FAIL" in broken.out
+        assert "the masks of real do not hide what a site has sent" in broken.err
+        assert typed("measure", "real", "--inversion", "--json").status == 14
+        local = typed("measure", "tiny", "--inversion")
+        assert local.status != 0
+        assert "no federation trained tiny" in local.err

@@ -1,0 +1,154 @@
+"""Test whether a federated job's messages betray a site's records, by gradient inversion.
+
+The site attacks itself: it alone has the records to compare the guesses with. What it attacks is
+made by the code that makes its messages, at the weights of the job's first round.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+from llmos.attacks import inversion, inversion_arms
+from llmos.attacks.inversion import InversionReport, Observation
+from llmos.attacks.leak import MeasuredModel
+from llmos.attacks.observations import Sending
+from llmos.data.datasets import DatasetCard
+from llmos.engines.dp.plan import GaussianClipping, Performance
+from llmos.errors import MeasurementError
+from llmos.federations import invitations
+from llmos.federations import manifest as manifests
+from llmos.federations.manifest import Manifest, Masked, Plain
+from llmos.kernel.identity import Principal
+from llmos.kernel.monitor import Grant
+from llmos.kernel.policy import Action
+from llmos.models.encoding import encode
+from llmos.models.registry import ModelEntry
+from llmos.workflows import federated_adapter, outputs
+from llmos.workflows.parts import Parts
+from llmos.workflows.site_plan import training_plan
+
+_RECORDS: Final = 8  # the first in stored order; each is attacked by itself
+_SEEN: Final = {
+    Observation.GRADIENT: "gradient, in the clear (control)",
+    Observation.SENT: "one step's update, in the clear",
+    Observation.UNMASKED: "gradient as integers, before the mask",
+    Observation.MASKED: "gradient behind the mask",
+    Observation.PRIVATE: "one private step's update, in the clear",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Inverted:
+    """The report on one model, and where it was written."""
+
+    report: InversionReport
+    file: Path
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Return a line for each thing that a coordinator could see of a record."""
+        return [
+            (
+                _SEEN[arm.observation],
+                f"{arm.recall:.1%} of {arm.tokens}",
+                f"{arm.chance:.2%}",
+                f"{arm.p_value:.1g}",
+                f"{arm.auc:.3f}",
+            )
+            for arm in self.report.arms
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report and its file as JSON values."""
+        return {"report": inversion.to_document(self.report), "file": str(self.file)}
+
+
+def run(model: str, who: Principal, parts: Parts) -> Inverted:
+    """Attack the messages of the federated job that made a model, and write what was recovered.
+
+    Raises:
+        UnknownModel: no model has this name.
+        MeasurementError: no federation trained it on data of this home, or the attack does not
+            apply to its adapter.
+        PermissionDenied: policy forbids to measure on these data.
+        ModelError: this home no longer makes the job's adapter of the base model.
+    """
+    entry = parts.registry.model(model)
+    if "federated" not in entry.card or "dataset" not in entry.card:
+        raise MeasurementError(
+            f"no federation trained {model} on data of this home: nothing was sent",
+            hint="run it at a site, on a model that a federated job has made",
+        )
+    manifest = manifests.parse(entry.card["federated"])
+    card = parts.datasets.card(entry.card["dataset"])
+    with parts.kernel.monitor.admit(
+        who,
+        Action.MEASURE,
+        card.resource,
+        key=f"invert-{model}",
+        objects=frozenset({card.object_id}),
+        charge=None,
+        context={"purpose": manifest.purpose},
+        details={"models": [model], "purpose": manifest.purpose, "attack": "inversion"},
+    ) as grant:
+        report = _measure(entry, manifest, card, grant, parts)
+    return Inverted(report, _write(report, entry, who, parts))
+
+
+def _measure(
+    entry: ModelEntry, manifest: Manifest, card: DatasetCard, grant: Grant, parts: Parts
+) -> InversionReport:
+    loaded, adapter = federated_adapter.load(manifest, parts)
+    most = manifest.local.max_tokens
+    records = [
+        encode(record.prompt, record.completion, loaded.tokenizer, most)
+        for record in islice(parts.datasets.open_records(card, grant), _RECORDS)
+    ]
+    aggregation = manifest.aggregation
+    return inversion_arms.measure(
+        MeasuredModel(
+            model=entry.name,
+            digest=entry.digest,
+            base=manifest.model,
+            dataset=card.name,
+            fingerprint=card.fingerprint,
+        ),
+        adapter,
+        records,
+        Sending(
+            learning_rate=manifest.local.learning_rate,
+            bits=(aggregation if isinstance(aggregation, Plain) else Plain()).bits,
+            mask_bits=(
+                aggregation.bits
+                if isinstance(aggregation, Masked)
+                else Masked.model_fields["bits"].default
+            ),
+            privacy=_privacy(manifest, parts),
+        ),
+        aggregation=aggregation.kind,
+        performance=Performance(threads=parts.kernel.config.threads, device=str(loaded.device)),
+    )
+
+
+def _privacy(manifest: Manifest, parts: Parts) -> GaussianClipping | None:
+    """Return clipping and noise as this site admitted them."""
+    plan = invitations.invitation(parts.kernel.store, manifest.id).plan
+    if plan is None:
+        raise MeasurementError(f"{manifest.id} was never admitted here")
+    return training_plan(manifest, plan).privacy
+
+
+def _write(report: InversionReport, entry: ModelEntry, who: Principal, parts: Parts) -> Path:
+    """Write the report and record its hash; the file appears whole or not at all."""
+    data = inversion.to_json(report)
+    path = parts.kernel.config.home / "reports" / f"{entry.name}.inversion.json"
+    details = {
+        "inversion_report_sha256": hashlib.sha256(data).hexdigest(),
+        "verdict": str(report.verdict),
+    }
+    with parts.kernel.monitor.act(who, Action.MEASURE, entry.resource, details=details, context={}):
+        outputs.write(path, data)
+    return path
