@@ -22,7 +22,6 @@ import numpy as np
 import rfc8785
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
-from scipy.stats import hypergeom
 
 from llmos.attacks.leak import MeasuredModel
 from llmos.attacks.membership import auc
@@ -62,7 +61,6 @@ class Guess:
 
     hits: int  # right ones among as many guesses as the record has distinct tokens
     distinct: int
-    vocabulary: int
     auc: float  # of the record's tokens against all others
     candidates: int  # tokens within SPAN_DISTANCE of the span
 
@@ -75,8 +73,8 @@ class InversionArm:
     records: int
     tokens: int  # distinct in each record, added up
     recall: float  # hits / tokens
-    chance: float  # what guesses at random recall on average
-    p_value: float  # that guesses at random recall as much
+    chance: float  # what noise recalls on average
+    p_value: float  # that noise recalls as much
     auc: float  # mean over the records; 0.5 is chance
     candidates: float  # mean number of tokens that pass the span check
 
@@ -196,34 +194,43 @@ def guess(distances: Values, tokens: Sequence[int]) -> Guess:
     return Guess(
         hits=int(inside[nearest].sum()),
         distinct=len(truth),
-        vocabulary=len(distances),
         auc=area,
         candidates=int((distances < SPAN_DISTANCE).sum()),
     )
 
 
-def summarise(observation: Observation, guesses: Sequence[Guess]) -> InversionArm:
-    """Add up the guesses at all records; at random the hits at each are hypergeometric.
+def summarise(
+    observation: Observation, guesses: Sequence[Guess], noise: Sequence[Sequence[int]]
+) -> InversionArm:
+    """Add up the guesses at all records, beside those from noise that knows nothing of them.
+
+    Chance is measured, not computed: the tokens of a text lie close together, so that noise hits
+    several of them where guesses all over the vocabulary would hit one (six times as often, on
+    SmolLM2-135M). If what was seen of a record is such noise too, then its hits and the noise's may
+    be exchanged; the p-value is exact under that (a permutation within each record).
+
+    Args:
+        observation: what was seen.
+        guesses: from it, one a record.
+        noise: of each record, the hits from each draw of noise.
 
     Raises:
-        MeasurementError: there is none.
+        MeasurementError: there is no record, or no noise.
     """
-    if not guesses:
+    if not guesses or not all(noise):
         raise MeasurementError("no record to measure on")
     hits, tokens = sum(g.hits for g in guesses), sum(g.distinct for g in guesses)
-    at_random = np.ones(1)  # distribution of the hits of all records
-    for one in guesses:
-        counts = np.arange(one.distinct + 1)
-        at_random = np.convolve(
-            at_random, hypergeom.pmf(counts, one.vocabulary, one.distinct, one.distinct)
-        )
+    exchanged = np.ones(1)  # distribution of the hits of all records
+    for one, draws in zip(guesses, noise, strict=True):
+        counts = np.bincount([one.hits, *draws])
+        exchanged = np.convolve(exchanged, counts / counts.sum())
     return InversionArm(
         observation=observation,
         records=len(guesses),
         tokens=tokens,
         recall=hits / tokens,
-        chance=sum(g.distinct**2 / g.vocabulary for g in guesses) / tokens,
-        p_value=min(1.0, float(at_random[hits:].sum())),
+        chance=sum(float(np.mean(draws)) for draws in noise) / tokens,
+        p_value=min(1.0, float(exchanged[hits:].sum())),
         auc=float(np.mean([g.auc for g in guesses])),
         candidates=float(np.mean([g.candidates for g in guesses])),
     )

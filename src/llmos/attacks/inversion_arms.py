@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +13,10 @@ from torch import Tensor
 from llmos.attacks import observations
 from llmos.attacks.inversion import (
     Guess,
+    InversionArm,
     InversionReport,
     Observation,
+    Values,
     guess,
     span_distances,
     summarise,
@@ -28,23 +31,48 @@ from llmos.engines.federated import fixed_point
 from llmos.errors import MeasurementError
 from llmos.models.lora import LoraAdapter
 
+# Draws of noise for each record: with 15, records that are all told apart from it give a p-value of
+# 16^-records, so that five of them can fail a verdict.
+_DRAWS: Final = 15
+
 
 @dataclass(slots=True)
 class _Attack:
     """The coordinator's side: what it knows, and the guesses it has made so far."""
 
     layers: tuple[TokenLayer, ...]
-    vectors: tuple[NDArray[np.float64], ...]
+    vectors: tuple[Values, ...]
+    modulus_bits: int
     guesses: dict[Observation, list[Guess]] = field(default_factory=dict)
+    noise: dict[Observation, list[list[int]]] = field(default_factory=dict)
+    generator: np.random.Generator = field(default_factory=np.random.default_rng)
 
     def __call__(
         self, observation: Observation, update: NDArray[np.floating], record: TrainingRecord
     ) -> None:
         """Guess the tokens of a record from an update (P,); the truth only counts the hits."""
-        tokens = observations.inputs(record.ids)
+        tokens = sorted(observations.inputs(record.ids))
         matrices = [layer.matrix(update) for layer in self.layers]
+        self.guesses.setdefault(observation, []).append(self._guess(observation, matrices, tokens))
+        draws = [self._guess(observation, self._noise(matrices), tokens) for _ in range(_DRAWS)]
+        self.noise.setdefault(observation, []).append([one.hits for one in draws])
+
+    def _guess(
+        self, observation: Observation, matrices: Sequence[Values], tokens: Sequence[int]
+    ) -> Guess:
         distances = span_distances(observation, matrices, self.vectors, len(tokens))
-        self.guesses.setdefault(observation, []).append(guess(distances, sorted(tokens)))
+        return guess(distances, tokens)
+
+    def _noise(self, like: Sequence[Values]) -> list[Values]:
+        """Draw what a mask makes of anything: integers, uniform mod 2^k, centred."""
+        half = 1 << self.modulus_bits - 1
+        return [self.generator.integers(-half, half, one.shape).astype(np.float64) for one in like]
+
+    def summaries(self) -> dict[Observation, InversionArm]:
+        """Sum up each arm."""
+        return {
+            kind: summarise(kind, made, self.noise[kind]) for kind, made in self.guesses.items()
+        }
 
 
 def measure(
@@ -88,7 +116,7 @@ def measure(
             exact, seen = _gradient_arms(adapter, layers, chosen, start, sending)
     finally:
         adapter.load_vector(start)
-    guesses = exact.guesses | trained.guesses
+    arms = exact.summaries() | trained.summaries()
     return InversionReport(
         subject=subject,
         parametrisation=str(adapter.config.parametrisation),
@@ -98,7 +126,7 @@ def measure(
         aggregation=aggregation,
         noise_multiplier=None if sending.privacy is None else sending.privacy.noise_multiplier,
         clip_norm=None if sending.privacy is None else sending.privacy.clip_norm,
-        arms=tuple(summarise(kind, guesses[kind]) for kind in Observation if kind in guesses),
+        arms=tuple(arms[kind] for kind in Observation if kind in arms),
         uniformity=observations.uniformity(seen, sending.modulus_bits),
     )
 
@@ -112,7 +140,7 @@ def _trained_arms(
     performance: Performance | None,
 ) -> _Attack:
     """Attack what the engine's own step makes of a record, in the model's own dtype."""
-    attack = _Attack(layers, token_vectors(adapter, layers))
+    attack = _Attack(layers, token_vectors(adapter, layers), sending.modulus_bits)
     speed = performance or Performance()
     for record in records:
         update = observations.stepped(adapter, record, start, sending, speed, private=False)
@@ -131,7 +159,7 @@ def _gradient_arms(
     sending: Sending,
 ) -> tuple[_Attack, list[Residues]]:
     """Attack the gradient itself, as numbers, as integers, and behind the mask."""
-    attack = _Attack(layers, token_vectors(adapter, layers))
+    attack = _Attack(layers, token_vectors(adapter, layers), sending.modulus_bits)
     seen = []
     for record in records:
         gradient = observations.gradient(adapter, record, start)

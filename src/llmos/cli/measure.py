@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import click
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("models", nargs=-1, required=True)
-@click.option("--inversion", is_flag=True, help="Also attack what a federated job's site has sent.")
+@click.option(
+    "--inversion",
+    is_flag=True,
+    help="Attack what this site has sent in a federated job, instead of the model.",
+)
 @device_option
 @json_option
 @with_session
@@ -34,23 +39,24 @@ def measure(session: Session, models: tuple[str, ...], inversion: bool, as_json:
     masks of a federated job do not hide what they should: then the implementation is broken and its
     certificate must not be trusted.
     """
+    if inversion:
+        _invert(session, models, as_json=as_json)
+    else:
+        _measure(session, models, as_json=as_json)
+
+
+def _measure(session: Session, models: tuple[str, ...], *, as_json: bool) -> None:
     system = session.system()
     if as_json:
-        inverted = [system.measure_inversion(model) for model in models if inversion]
         result = system.measure(*models)
-        found = {"inversion": [one.to_dict() for one in inverted]} if inversion else {}
-        print_json(result.to_dict() | found)  # the verdicts are in it
-        failed = [report.failed for report in result.reports]
-        if any(failed + [one.report.failed for one in inverted]):
+        print_json(result.to_dict())  # the verdicts are in it
+        if any(report.failed for report in result.reports):
             raise click.exceptions.Exit(LeakFound.exit_status)
         return
     with console().status("measuring"):
-        inverted = [system.measure_inversion(model) for model in models if inversion]
         result = system.measure(*models)
     print_table("measurements", ("", "chance", *models), result.rows())
     click.echo(f"plot: {result.plot}")
-    for one in inverted:
-        _show(one)
     for report in result.reports:
         if report.failed and report.bound is not None:
             click.secho("FAIL", fg="red", bold=True)
@@ -60,23 +66,37 @@ def measure(session: Session, models: tuple[str, ...], inversion: bool, as_json:
                 f"but the ledger promises {report.epsilon_ledger:.2f}",
                 hint="do not release this model; the training code or its accounting is broken",
             )
-    if broken := [one.report.model for one in inverted if one.report.failed]:
-        click.secho("FAIL", fg="red", bold=True)
-        raise LeakFound(
-            f"the masks of {', '.join(broken)} do not hide what a site has sent",
-            hint="stop this site (Ctrl-C); secure aggregation or its random numbers are broken",
-        )
     if "federated" in system.registry.model(models[-1]).card:
         click.echo(f"Next, at the coordinator: llmos report {models[-1]}")
     else:
         click.echo(f"Next: llmos report {models[-1]}")
 
 
+def _invert(session: Session, models: tuple[str, ...], *, as_json: bool) -> None:
+    system = session.system()
+    with nullcontext() if as_json else console().status("attacking"):
+        found = [system.measure_inversion(model) for model in models]
+    broken = [one.report.model for one in found if one.report.failed]
+    if as_json:
+        print_json({"inversion": [one.to_dict() for one in found]})
+        if broken:
+            raise click.exceptions.Exit(LeakFound.exit_status)
+        return
+    for one in found:
+        _show(one)
+    if broken:
+        click.secho("FAIL", fg="red", bold=True)
+        raise LeakFound(
+            f"the masks of {', '.join(broken)} do not hide what a site has sent",
+            hint="stop this site (Ctrl-C); secure aggregation or its random numbers are broken",
+        )
+
+
 def _show(one: Inverted) -> None:
     """Print what gradient inversion recovers from what could be seen of single records."""
     report = one.report
     click.echo(
-        f"\n{report.model}: tokens of {report.arms[0].records} records, each alone in one step, "
+        f"{report.model}: tokens of {report.arms[0].records} records, each alone in one step, "
         f"guessed from what is seen ({report.aggregation} is what the job's coordinator sees)"
     )
     columns = ("what is seen", "recovered", "by chance", "p", "AUC")

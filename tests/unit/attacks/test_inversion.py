@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.stats import hypergeom
 
 from llmos.attacks import inversion, observations
 from llmos.attacks.inversion import (
@@ -42,7 +41,7 @@ def test_the_span_of_a_gradient_has_its_tokens_and_no_others(observation: Observ
     assert np.delete(found, TOKENS).min() > inversion.SPAN_DISTANCE
     assert found[7] == 1.0
     guess = inversion.guess(found, TOKENS)
-    assert guess == Guess(hits=4, distinct=4, vocabulary=VOCABULARY, auc=1.0, candidates=4)
+    assert guess == Guess(hits=4, distinct=4, auc=1.0, candidates=4)
 
 
 def test_signs_alone_give_the_span_roughly() -> None:
@@ -69,19 +68,21 @@ def test_what_leaves_no_direction_is_refused(columns: int, distinct: int) -> Non
         inversion.span_distances(Observation.GRADIENT, [GRADIENT[:, :columns]], [VECTORS], distinct)
 
 
-def test_hits_at_random_are_hypergeometric() -> None:
-    one = Guess(hits=1, distinct=3, vocabulary=50, auc=0.5, candidates=0)
-    arm = inversion.summarise(Observation.SENT, [one])
-    assert arm.p_value == pytest.approx(hypergeom.sf(0, 50, 3, 3))
-    assert arm.chance == pytest.approx(3 / 50)
-    none = replace(one, hits=0)
-    two = inversion.summarise(Observation.SENT, [one, none])
+def test_a_p_value_is_that_of_exchanging_what_was_seen_with_noise() -> None:
+    one = Guess(hits=2, distinct=3, auc=0.5, candidates=0)
+    arm = inversion.summarise(Observation.SENT, [one], [[0, 0, 1]])
+    assert arm.p_value == pytest.approx(1 / 4)  # one of four is as good
+    assert arm.chance == pytest.approx(1 / 9)
+    two = inversion.summarise(Observation.SENT, [one, one], [[0, 0, 1], [2, 0, 0]])
     assert (two.records, two.tokens) == (2, 6)
-    assert two.recall == pytest.approx(1 / 6)
-    assert two.p_value == pytest.approx(1 - hypergeom.pmf(0, 50, 3, 3) ** 2)
-    assert inversion.summarise(Observation.SENT, [none]).p_value == 1.0
+    assert two.recall == pytest.approx(4 / 6)
+    assert two.p_value == pytest.approx(1 / 4 * 2 / 4)
+    none = replace(one, hits=0)
+    assert inversion.summarise(Observation.SENT, [none], [[1, 2]]).p_value == 1.0
     with pytest.raises(MeasurementError, match="no record"):
-        inversion.summarise(Observation.SENT, [])
+        inversion.summarise(Observation.SENT, [], [])
+    with pytest.raises(MeasurementError, match="no record"):
+        inversion.summarise(Observation.SENT, [one], [[]])
 
 
 def arm(observation: Observation, recall: float, p_value: float) -> InversionArm:

@@ -62,8 +62,8 @@ def test_what_a_site_has_sent_is_attacked_too(
         typed = typing(with_adapter(tmp_path, tiny_model_folder, stack).folder / "east")
         said = typed("measure", "real", "--inversion")
         assert said.status == 0, said.err
-        for text in ("AUC on records", "gradient, in the clear (control)", "100.0% of"):
-            assert text in said.out
+        assert "gradient, in the clear (control)" in said.out
+        assert "100.0% of" in said.out
         assert "masked is what the job's coordinator sees" in " ".join(said.out.split())
         assert "verdict on the masks: PASS" in said.out
         (found,) = typed("measure", "real", "--inversion", "--json").value["inversion"]
