@@ -117,6 +117,11 @@ class LoRALinear(nn.Module):
         """Return the frozen bias (out,)."""
         return self.base.bias
 
+    @property
+    def up(self) -> Tensor:
+        """Return B (out, rank), with the core in it where there is one: B R."""
+        return self.lora_b if self.core is None else self.lora_b @ self.core
+
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., in) to y (..., out)."""
         return self.product(self, x)
@@ -198,8 +203,7 @@ def to_peft(adapter: LoraAdapter, base_name: str) -> dict[str, bytes]:
     """Write an adapter of any parametrisation as the two files of a PEFT LoRA, by file name."""
     tensors = {}
     for path, layer in adapter.layers.items():
-        b = layer.lora_b if layer.core is None else layer.lora_b @ layer.core
-        for part, factor in (("lora_A", layer.lora_a), ("lora_B", b)):
+        for part, factor in (("lora_A", layer.lora_a), ("lora_B", layer.up)):
             tensors[f"{_PEFT_PREFIX}{path}.{part}.weight"] = factor.detach().cpu().contiguous()
     partial = adapter.config.last_layers is not None
     fields = {
