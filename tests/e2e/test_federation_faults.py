@@ -164,8 +164,9 @@ def waits_for(federated: Federation, job: str, name: str, phase: str) -> bool:
 
 def test_a_site_is_ten_times_slower(federated: Federation, record_property: Record) -> None:
     south = federated.sites["south"]
+    steps = steps_of_a_second(federated, "south")  # ten times that misses the deadline
     job = federated.propose(
-        **PLAIN, rounds=200, local_steps=LONG, deadline_s=SOON_S, minimum_sites=2
+        **PLAIN, rounds=200, local_steps=steps, deadline_s=SOON_S, minimum_sites=2
     )
     began = now()
     federated.approve(job, *THREE)
@@ -195,6 +196,15 @@ def test_a_site_is_ten_times_slower(federated: Federation, record_property: Reco
     ]
     assert len(begun) > 2
     assert [one for one, when in begun if one in over and when > over[one] + STALE] == []
+
+
+def steps_of_a_second(federated: Federation, name: str) -> int:
+    """Return how many local steps take a site a second on this machine, by a short job."""
+    job = federated.propose(**PLAIN, rounds=3, local_steps=LONG)
+    federated.approve(job, *THREE)
+    assert_done(federated, job, rounds=3)
+    trained = re.findall(rf"{job}: trained in (\S+) s", federated.sites[name].printed())
+    return round(LONG / min(map(float, trained)))
 
 
 def at(row: dict[str, Any]) -> datetime:
@@ -449,7 +459,7 @@ def test_a_certificate_runs_out(federated: Federation, record_property: Record) 
     assert south.process is not None
     assert south.process.wait(60) != 0
     assert now() > ends
-    assert "this home's certificate was revoked or expired" in south.printed()
+    assert re.search(r"this home's certificate (was revoked or )?expired", south.printed())
     record_property("expired, the others", federated.recovered(job, ends, "east", without="south"))
     # it cannot renew any more; by a new token it is let in, and goes on with the job
     assert run_llmos(south.home, "party", "renew").returncode != 0

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from llmos.crypto import dsse
 from llmos.crypto.notes import Verifier
-from llmos.errors import CertificateRefused, RequestError, VerificationFailed
+from llmos.errors import CertificateRefused, NetworkError, RequestError, VerificationFailed
 from llmos.federations import invitations
 from llmos.federations.invitations import Invitation
 from llmos.federations.manifest import ANSWER_TYPE, Manifest
@@ -148,4 +148,17 @@ class SiteChannel:
     def _call(self, path: str, body: bytes | None = None, *, largest: int = 1 << 20) -> bytes:
         member = self.member
         context = client_context(member.terms(self.parts.kernel))
-        return call(member.url, context, path, body, largest_bytes=largest, refused=RequestError)
+        try:
+            return call(
+                member.url, context, path, body, largest_bytes=largest, refused=RequestError
+            )
+        except NetworkError as error:
+            # A server may close the connection of an expired certificate before its alert is read.
+            end = None if member.certificate is None else member.certificate.not_valid_after_utc
+            if end is None or datetime.now(UTC) <= end:
+                raise
+            raise CertificateRefused(
+                f"{member.url} closed the connection: this home's certificate expired at {end}",
+                hint=f"ask for a new token; then: llmos party leave {self.organisation}, "
+                "llmos site join URL --token-file FILE",
+            ) from error
