@@ -55,6 +55,7 @@ class Job:
     stack: ExitStack = field(default_factory=ExitStack)
     sites: dict[str, System] = field(default_factory=dict)
     credentials: dict[str, Credentials] = field(default_factory=dict)
+    terms: dict[str, Any] = field(default_factory=dict)  # of the sites' data
     leaver: str | None = None  # withdraws after the first round
 
     def home(self, name: str, place: int = 0) -> System:
@@ -65,7 +66,7 @@ class Job:
         system.pull(str(self.model), name="tiny")
         if name in NAMES:
             notes = write_notes(self.folder / f"{name}.jsonl", 24 + place)
-            terms: dict[str, Any] = {"epsilon": 8, "delta": 1e-4, "text": "text"}
+            terms: dict[str, Any] = {"epsilon": 8, "delta": 1e-4, "text": "text", **self.terms}
             system.import_data(notes, name="notes", unit="patient_id", **terms)
         return system
 
@@ -215,7 +216,7 @@ def publish(conn: Any, system: System, signed: SignedManifest, **fields: Any) ->
     )
 
 
-def with_adapter(folder: Path, model: Path, stack: ExitStack) -> Job:
+def with_adapter(folder: Path, model: Path, stack: ExitStack, **terms: Any) -> Job:
     """Return a job of the adapter that homes make of `model`; east has it, untrained, as `real`."""
     fields = {"parametrisation": "ffa-lora", "rank": 12, "seed": 5}
     asked = manifests.Adapter.model_validate(fields)
@@ -225,7 +226,7 @@ def with_adapter(folder: Path, model: Path, stack: ExitStack) -> Job:
         "layout": federated_adapter.layout(adapter, asked, folders.digest(model)),
         "parameters": adapter.vector().numel(),
     }
-    job = Job(folder, model, fields=made, stack=stack).run()
+    job = Job(folder, model, fields=made, stack=stack, terms=terms).run()
     east = job.sites["east"]
     object_id, digest = east.registry.store_adapter(lora.to_peft(adapter, "tiny"))
     entry = east.registry.model(job.signed.manifest.output)

@@ -7,10 +7,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 from tests.federations import Federation, federation
 from tests.homes import opened, run_llmos
 
 from llmos.kernel.budget import ReservationState
+from llmos.models.runtimes import Runtimes
+from llmos.workflows import chat
+from llmos.workflows.chat import ChatRequest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # four homes, six processes
 
@@ -81,6 +85,7 @@ def test_three_hospitals_train_one_model_whose_updates_nobody_sees(
         assert len(digests) == 1  # all four homes have the very same adapter
         certified(federated, keys, digests.pop())
         attacked(federated.sites["east"].home)
+        personal(federated.sites["east"].home)
 
 
 def certified(federated: Federation, keys: dict[str, Path], digest: str) -> None:
@@ -111,6 +116,25 @@ def attacked(home: Path) -> None:
     assert recall["gradient"] > 0.9
     assert found["report"]["noise_multiplier"] > 0
     assert Path(found["file"]).exists()
+
+
+def personal(home: Path) -> None:
+    """Let a site train on top of the federated model, on its own notes, and talk to the result."""
+    typed = ["--data", "notes", "--model", "notes-federated", "--epsilon", "1", "--delta", "1e-5"]
+    settings = ["--steps", "4", "--batch", "8", "--rank", "4", "--max-tokens", "32"]
+    trained = run_llmos(home, "train", *typed, *settings, "--json")
+    assert trained.returncode == 0, trained.stderr
+    said = json.loads(trained.stdout)
+    assert said["model"] == "notes-federated-personal"
+    assert said["plan"]["epsilon_in_all"] > said["plan"]["epsilon_pld"]
+    shown = json.loads(run_llmos(home, "model", "show", said["model"], "--json").stdout)
+    assert shown["base"] == "tiny"
+    assert shown["card"]["epsilon"] == pytest.approx(said["plan"]["epsilon_in_all"])
+    asked = ChatRequest(said["model"], ({"role": "user", "content": "Asthma?"},), max_tokens=4)
+    with opened(home) as system:
+        runtimes = Runtimes(system.registry, torch.device("cpu"))
+        with chat.run(asked, system.who, system.parts, runtimes) as answer:
+            assert list(answer)
 
 
 def test_a_steward_withdraws_and_what_was_run_stays_charged(

@@ -49,7 +49,7 @@ def report(
         print_json(files.to_dict())
         return
     if files.certificate is None:
-        click.echo(f"{model} has no guarantee, so it gets a report and no certificate:")
+        click.echo(f"{files.reason}: it gets a report and no certificate:")
         print_fields({"page": files.page})
         return
     click.echo(f"Certificate of {model}:")

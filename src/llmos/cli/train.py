@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--data", "dataset", required=True, help="Dataset to learn from.")
-@click.option("--model", required=True, help="Base model to start from.")
+@click.option("--model", required=True, help="Base model to start from, or a federated one.")
 @click.option("--output", help="Name of the new model; default: DATASET-private or -nonprivate.")
 @click.option("--epsilon", type=float, help="Privacy loss of this training, per unit.")
 @click.option("--delta", type=float, help="Default: the dataset's delta.")

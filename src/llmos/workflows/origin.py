@@ -9,9 +9,9 @@ from typing import Any
 from llmos.errors import MeasurementError
 from llmos.federations import manifest as manifests
 from llmos.federations.manifest import Manifest
-from llmos.kernel import accounting
 from llmos.models.registry import ModelEntry
 from llmos.privacy import PrivacyLoss, PrivacyUnit
+from llmos.workflows.composition import epsilon
 from llmos.workflows.parts import Parts
 
 
@@ -24,6 +24,7 @@ class Origin:
     purpose: str
     max_tokens: int
     delta: float | None  # None: without a guarantee
+    earlier: str | None = None  # key of a training of the same data that it started from
 
 
 def dataset_of(entry: ModelEntry) -> str | None:
@@ -50,13 +51,16 @@ def origin(entry: ModelEntry) -> Origin:
 
 def of_request(job: str, request: Mapping[str, Any]) -> Origin:
     """Read how a training of this home alone was asked for."""
-    private = request["noise_multiplier"] is not None
+    start = request.get("start") or {}
+    earlier = start["job"] if start.get("learnt") else None
+    private = request["noise_multiplier"] is not None and (earlier is None or start["private"])
     return Origin(
         job=job,
         dataset=request["dataset"],
         purpose=request["purpose"],
         max_tokens=request["max_tokens"],
         delta=request["delta"] if private else None,
+        earlier=earlier,
     )
 
 
@@ -75,7 +79,7 @@ def guarantee(origin: Origin, parts: Parts) -> PrivacyLoss | None:
     """Derive a guarantee from what the ledger says was run, or is to be run at most; or none."""
     if origin.delta is None:
         return None
-    mechanism = parts.kernel.budget.reservation(origin.job).mechanism
+    jobs = filter(None, (origin.job, origin.earlier))
+    mechanisms = [parts.kernel.budget.reservation(job).mechanism for job in jobs]
     unit = parts.datasets.card(origin.dataset).unit_column
-    epsilon = accounting.epsilon(mechanism, origin.delta)
-    return PrivacyLoss(epsilon, origin.delta, PrivacyUnit(unit))
+    return PrivacyLoss(epsilon(mechanisms, origin.delta), origin.delta, PrivacyUnit(unit))

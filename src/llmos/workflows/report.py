@@ -44,7 +44,7 @@ _LARGEST_ANSWERS_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class ReportFiles:
-    """Where a report's files are; a model without a guarantee gets a page and no certificate."""
+    """Where a report's files are; some models get a page and no certificate, and why."""
 
     certificate: Path | None
     page: Path
@@ -52,6 +52,7 @@ class ReportFiles:
     registry: Path | None = None  # the record for the deployments registry, from tier 1 upwards
     tier: int | None = None  # of that record; none for a federated model, which has none
     missing: tuple[str, ...] = ()  # questions that keep it from tier 3
+    reason: str | None = None  # why there is no certificate
 
     def to_dict(self) -> dict[str, Any]:
         """Return the paths as text, and what the registry's record lacks."""
@@ -62,6 +63,7 @@ class ReportFiles:
             "registry": None if self.registry is None else str(self.registry),
             "registry_tier": self.tier,
             "open_questions": list(self.missing),
+            "no_certificate": self.reason,
         }
 
 
@@ -98,9 +100,9 @@ def run(
     loss = guarantee(origin(entry), parts)
     documents = [leak.to_document(report) for report in reports]
     html = folder / f"{model}.report.html"
-    if loss is None:
+    if (reason := _uncertified(entry, loss)) is not None or loss is None:
         outputs.write(html, page.render(None, documents).encode())
-        return ReportFiles(None, html, public_keys, tier=0)
+        return ReportFiles(None, html, public_keys, tier=0, reason=reason)
     data = _certify(_facts(entry, card, loss, reports[0], said, who, parts), entry, who, parts)
     verified = verification.verify_bundle(data, parts.kernel.public_keys, model_digest=entry.digest)
     path = folder / f"{model}.certificate.json"
@@ -111,6 +113,15 @@ def run(
     return ReportFiles(
         path, html, public_keys, record, registry["tier"], tuple(registry["missing"])
     )
+
+
+def _uncertified(entry: ModelEntry, loss: PrivacyLoss | None) -> str | None:
+    """Say why a model gets no certificate: it has no guarantee, or speaks of two trainings."""
+    if loss is None:
+        return f"{entry.name} has no guarantee"
+    if (start := entry.card["request"].get("start")) is not None:
+        return f"{entry.name} starts from {start['model']}, and a certificate is of one training"
+    return None
 
 
 def _write_record(registry: Mapping[str, Any], path: Path) -> Path | None:

@@ -19,7 +19,7 @@ from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action
 from llmos.kernel.pools import Part
 from llmos.privacy import mechanism_to_dict
-from llmos.workflows import training_acts
+from llmos.workflows import starting_point, training_acts
 from llmos.workflows.books import request_digest
 from llmos.workflows.budget_advice import with_advice
 from llmos.workflows.ctrl_c import stopped_by_ctrl_c
@@ -49,6 +49,7 @@ def submit(plan: TrainPlan, who: Principal, parts: Parts) -> str:
 
 def _submit(plan: TrainPlan, who: Principal, parts: Parts) -> str:
     request, kernel = plan.request, parts.kernel
+    starting_point.authorize(request, who, parts)
     action, resource, context = training_acts.act(request, plan.card)
     mechanism = request.plan.mechanism
     part = Part(request.purpose, request.tenant)

@@ -16,6 +16,8 @@ from llmos.kernel.monitor import Charge, Grant
 from llmos.kernel.policy import Action, Resource
 from llmos.kernel.pools import Part
 from llmos.privacy import PrivacyUnit
+from llmos.workflows import starting_point
+from llmos.workflows.origin import guarantee, of_request
 from llmos.workflows.parts import Parts
 from llmos.workflows.training_request import TrainRequest
 
@@ -41,7 +43,9 @@ def public(request: TrainRequest) -> dict[str, Any]:
     """Return the numbers of a request that its log records carry."""
     settings = ("steps", "batch", "clip", "noise_multiplier", "delta")
     names = ("model", "output", *settings, "purpose", "tenant")
-    return {name: getattr(request, name) for name in names if getattr(request, name) is not None}
+    said = {name: getattr(request, name) for name in names if getattr(request, name) is not None}
+    start = request.start
+    return said if start is None else said | {"starts_from": start.model_dump(mode="json")}
 
 
 @contextmanager
@@ -101,7 +105,7 @@ def publish(
             base=request.model,
             object_id=fitted["adapter"],
             digest=fitted["digest"],
-            card=_model_card(job, request, card, fitted, epsilon),
+            card=_model_card(job, request, card, fitted, parts),
         )
         parts.jobs.set_checkpoint(conn, job, None)
         parts.jobs.finish(conn, job, JobState.DONE, result)
@@ -135,13 +139,18 @@ def _model_card(
     request: TrainRequest,
     card: DatasetCard,
     fitted: Mapping[str, Any],
-    epsilon: float | None,
+    parts: Parts,
 ) -> dict[str, Any]:
     """Return what the registry keeps about a trained adapter."""
+    loss = guarantee(of_request(job.id, job.request), parts)
+    start = request.start
+    if start is not None and not start.private:
+        loss = None  # what other homes' data lost without a guarantee is in it too
+    epsilon = None if loss is None else loss.epsilon
     return {
         "dataset": request.dataset,
         "fingerprint": request.fingerprint,
-        "classification": str(card.classification),
+        "classification": starting_point.classification(start, card, parts.registry),
         "job": job.id,
         "private": epsilon is not None,
         "epsilon": epsilon,

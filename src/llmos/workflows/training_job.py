@@ -18,11 +18,11 @@ from llmos.jobs.jobs import Job
 from llmos.kernel.identity import Principal
 from llmos.kernel.kernel import Kernel
 from llmos.kernel.monitor import Grant
-from llmos.models import lora
+from llmos.models import lora, lora_sum
 from llmos.models.devices import resolve_device
 from llmos.models.encoding import encode
 from llmos.models.loading import load_base
-from llmos.workflows import checkpoints, training_acts
+from llmos.workflows import checkpoints, starting_point, training_acts
 from llmos.workflows.checkpoints import Checkpoints
 from llmos.workflows.parts import Parts
 from llmos.workflows.training_request import TrainRequest
@@ -74,14 +74,18 @@ class TrainingJob:
         With privacy that is from the checkpoint on: its steps were charged, and what is left is a
         neighbouring dataset. Without it nothing bounds what the steps hold, so all are done anew.
         """
+        starting_point.authorize(request, self.who, self.parts)
         action, resource, context = training_acts.act(request, card)
+        start = None
+        if request.start is not None:
+            start = starting_point.locate(request.start, self.parts.registry)
         erased = self.parts.datasets.erased(card)
         with self.parts.kernel.monitor.admit(
             self.who,
             action,
             resource,
             key=job.id,
-            objects=frozenset(filter(None, (card.object_id, job.checkpoint))),
+            objects=frozenset(filter(None, (card.object_id, job.checkpoint, start))),
             charge=training_acts.charge(request, card),
             context=context,
             details={
@@ -109,6 +113,10 @@ class TrainingJob:
         device = resolve_device(kernel.config.device)
         resume = kernel.vault.read(job.checkpoint, "checkpoint", grant) if job.checkpoint else None
         loaded = load_base(kernel.config.home / base.location, device)
+        earlier = None
+        if request.start is not None:
+            earlier = self.parts.registry.open_adapter(request.start.model, grant)
+            lora.merge(loaded.model, earlier)
         records = tuple(
             TrainingRecord(record.unit, encoded.ids, encoded.labels_from)
             for record in self.parts.datasets.open_records(card, grant)
@@ -136,7 +144,8 @@ class TrainingJob:
         )
         if fitted.steps < request.steps:
             return fitted, "", ""
-        files = lora.to_peft(adapter, base.name)
+        whole = adapter if earlier is None else lora_sum.add(adapter, earlier)
+        files = lora.to_peft(whole, base.name)
         return fitted, *self.parts.registry.store_adapter(files)
 
     def _stopped(self, job: Job, steps: int) -> None:

@@ -9,16 +9,17 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, Field
 
 from llmos.data.datasets import DatasetCard
-from llmos.errors import InvalidPrivacyParameter, ModelError, ModelExists
+from llmos.errors import InvalidPrivacyParameter, ModelExists
 from llmos.jobs.jobs import JobState
 from llmos.kernel import accounting
 from llmos.kernel.pools import Part, PoolState
 from llmos.models.registry import check_name
 from llmos.privacy import Neighboring, check_delta, check_epsilon
+from llmos.workflows import starting_point
 from llmos.workflows.calibration import calibrate_noise
 from llmos.workflows.parts import Parts
 from llmos.workflows.prediction import Prediction, predict_seconds
-from llmos.workflows.training_request import TrainRequest
+from llmos.workflows.training_request import Start, TrainRequest
 
 _LARGEST_BATCH: Final = 512
 _UNITS_PER_BATCH: Final = 16
@@ -61,6 +62,7 @@ class TrainPlan:
     card: DatasetCard
     epsilon: float | None  # PLD, at the request's delta; None without privacy
     epsilon_replace_one: float | None
+    epsilon_in_all: float | None  # with what it starts from, where that has learnt the same
     charges: tuple[tuple[PoolState, int], ...]  # each pool with its cost in 1e-12 nats
     predicted: Prediction
 
@@ -77,7 +79,7 @@ class TrainPlan:
         lines = {
             "data": f"{card.name} ({card.classification}): {card.records} records of "
             f"{card.units} {unit}s{_erased(card)}; purpose {request.purpose}",
-            "model": f"{request.model} -> {request.output}, LoRA rank {request.rank} on {layers}",
+            "model": f"{_start(request)} -> {request.output}, LoRA rank {request.rank} on {layers}",
         }
         if request.noise_multiplier is None:
             return lines | {
@@ -93,9 +95,22 @@ class TrainPlan:
             f"noise multiplier {request.noise_multiplier:.4f}",
             "guarantee": f"epsilon {self.epsilon:.3f} at delta {request.delta:g} per {unit} "
             f"(add or remove one; PLD); replace one: {self.epsilon_replace_one:.3f}",
+            **self._in_all(),
             "budget": "; ".join(_taken(pool, cost) for pool, cost in self.charges)
             + " (Renyi filter)",
             "predicted": str(self.predicted),
+        }
+
+    def _in_all(self) -> dict[str, str]:
+        """Say what the new model will have lost in all, where it starts from the same data."""
+        start = self.request.start
+        if start is None or not start.learnt:
+            return {}
+        if self.epsilon_in_all is None:
+            return {"in all": f"NONE: {start.model} has learnt the same data without privacy"}
+        return {
+            "in all": f"epsilon {self.epsilon_in_all:.3f} with what {start.model} has learnt of "
+            "the same data (Renyi)"
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,6 +120,7 @@ class TrainPlan:
             "sampling_probability": self.request.plan.sampling_probability,
             "epsilon_pld": self.epsilon,
             "epsilon_replace_one": self.epsilon_replace_one,
+            "epsilon_in_all": self.epsilon_in_all,
             "neighboring": str(Neighboring.ADD_OR_REMOVE_ONE),
             "pools": [
                 {
@@ -122,6 +138,10 @@ def _erased(card: DatasetCard) -> str:
     return f", {card.erased_units} of them erased" if card.erased_units else ""
 
 
+def _start(request: TrainRequest) -> str:
+    return request.model if request.start is None else f"{request.start.model} ({request.model})"
+
+
 def _taken(pool: PoolState, cost: int) -> str:
     share, left = cost / pool.cap, pool.remaining_share
     after = f"{left - share:.1%} afterwards" if share <= left else "NOT ENOUGH: it would be refused"
@@ -135,18 +155,13 @@ def make_plan(options: TrainOptions, parts: Parts) -> TrainPlan:
         InvalidPrivacyParameter: epsilon, delta, clip or batch lie outside their range.
         UnknownDataset, UnknownModel: a name is not known.
         ModelExists: the output's name is taken, or an unfinished job will take it.
-        ModelError: the model is not a base model, or the output's name is none.
+        ModelError: a training cannot start from the model, or the output's name is none.
     """
     _check_privacy(options)
     kernel, datasets, registry = parts.kernel, parts.datasets, parts.registry
     card = datasets.card(options.dataset)
-    base = registry.model(options.model)
-    if base.kind != "base":
-        raise ModelError(
-            f"{options.model} is an adapter; training starts from a base model",
-            hint=f"use --model {base.base}",
-        )
-    output = options.output or f"{card.name}-{'private' if options.private else 'nonprivate'}"
+    base, start = starting_point.find(options.model, card, registry)
+    output = options.output or _default_output(options, card, start)
     _refuse_taken(parts, output)
     part = Part(options.purpose, parts.who.tenant)
     pools = kernel.budget.charged(card.name, part)
@@ -162,7 +177,6 @@ def make_plan(options: TrainOptions, parts: Parts) -> TrainPlan:
         **options.model_dump(
             include={
                 "dataset",
-                "model",
                 "purpose",
                 "clip",
                 "learning_rate",
@@ -175,6 +189,8 @@ def make_plan(options: TrainOptions, parts: Parts) -> TrainPlan:
                 "seed",
             }
         ),
+        model=base.name,
+        start=start,
         tenant=part.tenant,
         fingerprint=card.fingerprint,
         output=output,
@@ -193,6 +209,9 @@ def make_plan(options: TrainOptions, parts: Parts) -> TrainPlan:
         epsilon_replace_one=None
         if mechanism is None
         else accounting.epsilon(mechanism, delta, Neighboring.REPLACE_ONE),
+        epsilon_in_all=None
+        if mechanism is None
+        else starting_point.epsilon_in_all(request, mechanism, parts),
         charges=()
         if mechanism is None
         else tuple((pool, kernel.budget.cost(pool.id, mechanism)) for pool in pools),
@@ -210,6 +229,12 @@ def _check_privacy(options: TrainOptions) -> None:
     check_epsilon(options.epsilon)
     if options.delta is not None:
         check_delta(options.delta)
+
+
+def _default_output(options: TrainOptions, card: DatasetCard, start: Start | None) -> str:
+    if start is not None:
+        return f"{start.model}-personal"
+    return f"{card.name}-{'private' if options.private else 'nonprivate'}"
 
 
 def _refuse_taken(parts: Parts, name: str) -> None:

@@ -7,6 +7,18 @@ from pydantic import BaseModel, ConfigDict
 from llmos.engines.dp.plan import AdamWSettings, DPPlan, GaussianClipping
 
 
+class Start(BaseModel):
+    """The federated adapter that a training starts from, on top of the base model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    digest: str  # SHA-256 of its container, hex
+    job: str
+    learnt: bool  # whether this home took part in that job, with the dataset of this training
+    private: bool
+
+
 class TrainRequest(BaseModel):
     """A job's complete description: the worker needs nothing else."""
 
@@ -14,7 +26,8 @@ class TrainRequest(BaseModel):
 
     dataset: str
     fingerprint: str
-    model: str
+    model: str  # the base model, whatever the training starts from
+    start: Start | None = None
     output: str
     purpose: str
     tenant: str | None = None  # of who planned it, for whose part of the budget it counts
