@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -30,6 +30,7 @@ from llmos.parties.encoding import generate_key
 from llmos.parties.tls import Credentials
 from llmos.reports.federated_certificate import rounds_sha256
 from llmos.workflows import (
+    consent,
     federated_adapter,
     publish_federated,
     site_plan,
@@ -38,6 +39,7 @@ from llmos.workflows import (
 )
 
 if TYPE_CHECKING:
+    from llmos.models.lora import LoraAdapter
     from llmos.system import System
 
 ORGANISATION: Final = "research.example"
@@ -103,18 +105,13 @@ class Job:
         kernel, parts, job_id = system.kernel, system.parts, manifest.id
         with kernel.store.transaction() as conn:
             invitations.receive(conn, self.signed, ORGANISATION)
-            invitations.change(
-                conn,
-                job_id,
-                InvitationState.PROPOSED,
-                state=InvitationState.APPROVED,
-                decider=system.who.name,
-            )
-        job = invitations.invitation(kernel.store, job_id)
+        job = consent.approve(job_id, system.who, parts)
         card = parts.datasets.card(manifest.dataset)
+        at, agreed = datetime.now(UTC), consent.given(job, parts)
         plan = site_plan.make_plan(manifest, card)
+        plan = replace(plan, admitted_at=at.isoformat(), consent=agreed)
         dp_plan = site_plan.training_plan(manifest, plan)
-        context = site_plan.policy_context(job, plan, parts)
+        context = site_plan.policy_context(job, plan, agreed, parts, at=at)
         asks, left = site_plan.coordinator_principal(manifest), name == self.leaver
         with kernel.monitor.admit(
             asks,
@@ -216,8 +213,8 @@ def publish(conn: Any, system: System, signed: SignedManifest, **fields: Any) ->
     )
 
 
-def with_adapter(folder: Path, model: Path, stack: ExitStack, **terms: Any) -> Job:
-    """Return a job of the adapter that homes make of `model`; east has it, untrained, as `real`."""
+def adapter_of(model: Path) -> tuple[LoraAdapter, dict[str, Any]]:
+    """Return an adapter of a model, and the fields of a manifest that asks for it."""
     fields = {"parametrisation": "ffa-lora", "rank": 12, "seed": 5}
     asked = manifests.Adapter.model_validate(fields)
     adapter = federated_adapter.attach(asked, load_base(model, torch.device("cpu")))
@@ -226,6 +223,12 @@ def with_adapter(folder: Path, model: Path, stack: ExitStack, **terms: Any) -> J
         "layout": federated_adapter.layout(adapter, asked, folders.digest(model)),
         "parameters": adapter.vector().numel(),
     }
+    return adapter, made
+
+
+def with_adapter(folder: Path, model: Path, stack: ExitStack, **terms: Any) -> Job:
+    """Return a job of the adapter that homes make of `model`; east has it, untrained, as `real`."""
+    adapter, made = adapter_of(model)
     job = Job(folder, model, fields=made, stack=stack, terms=terms).run()
     east = job.sites["east"]
     object_id, digest = east.registry.store_adapter(lora.to_peft(adapter, "tiny"))

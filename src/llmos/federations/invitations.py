@@ -50,6 +50,8 @@ class SitePlan:
     units: int
     noise_multiplier: float | None  # None: without privacy
     epsilon: float | None  # of all rounds, PLD, at the manifest's delta
+    admitted_at: str | None = None
+    consent: str | None = None  # principal id of the steward by whose approval it was admitted
 
     @property
     def text(self) -> str:

@@ -4,12 +4,38 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmos.errors import ConfigError
+from llmos.errors import ConfigError, TamperedLog
 from llmos.federations import invitations
 from llmos.federations.invitations import Invitation, InvitationState
 from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action
+from llmos.workflows import logged
 from llmos.workflows.parts import Parts
+
+
+def given(job: Invitation, parts: Parts) -> str | None:
+    """Return the id of who approved this very manifest and stands by it, as the log has it.
+
+    The job's row is no evidence: whoever writes to kernel.db could have approved it.
+
+    Raises:
+        TamperedLog: the row names somebody, and the log has no decision about the job.
+    """
+    if job.decider is None:
+        return None
+    done = {"action": str(Action.APPROVE), "outcome": "done"}
+    said: dict[str, Any] | None = None
+    for entry in logged.entries(parts):
+        details = entry.fields["details"]
+        if details.get("federated_job") == job.id and done.items() <= entry.fields.items():
+            said = details
+    if said is None:
+        raise TamperedLog(
+            f"kernel.db has a decision about {job.id} that is not in the log",
+            hint="someone changed kernel.db: llmos log verify, then restore a backup",
+        )
+    stands = (str(InvitationState.APPROVED), job.manifest.digest)
+    return said["decider"] if (said["decision"], said["manifest_sha256"]) == stands else None
 
 
 def approve(job_id: str, who: Principal, parts: Parts) -> Invitation:
@@ -63,6 +89,7 @@ def _decide(
         "federated_job": job_id,
         "decision": str(decision),
         "manifest_sha256": asked.manifest.digest,
+        "decider": who.id,
     }
     if reason:
         details["reason"] = reason

@@ -11,6 +11,7 @@ import json
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Final
@@ -36,7 +37,7 @@ from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action
 from llmos.parties.authority import home_of
 from llmos.parties.memberships import Membership
-from llmos.workflows import site_plan, site_statement, site_training
+from llmos.workflows import consent, site_plan, site_statement, site_training
 from llmos.workflows.federated_round import ROUND_TYPE, Task
 from llmos.workflows.parts import Parts
 from llmos.workflows.site_channel import SiteChannel
@@ -239,7 +240,8 @@ class SiteAgent:
             plan = self._plans.get(job.id)
             if plan is None:  # the search for the noise takes seconds
                 plan = self._plans[job.id] = site_plan.make_plan(job.manifest, card)
-            context = site_plan.policy_context(job, plan, self.parts)
+            agreed = consent.given(job, self.parts)
+            context = site_plan.policy_context(job, plan, agreed, self.parts, at=datetime.now(UTC))
             asks = site_plan.coordinator_principal(job.manifest)
             decision = kernel.policy.decide(asks, Action.FEDERATE, card.resource, context)
         except LlmosError as error:

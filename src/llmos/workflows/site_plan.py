@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 
 from llmos.data.datasets import DatasetCard
@@ -58,9 +58,19 @@ def training_plan(manifest: Manifest, plan: SitePlan) -> DPPlan:
     )
 
 
-def policy_context(job: Invitation, plan: SitePlan, parts: Parts) -> dict[str, Any]:
-    """Return what the site's policy is asked about a job, besides who asks and the dataset."""
-    manifest, at = job.manifest, datetime.now(UTC)
+def policy_context(
+    job: Invitation, plan: SitePlan, consent: str | None, parts: Parts, *, at: datetime
+) -> dict[str, Any]:
+    """Return what the site's policy is asked about a job, besides who asks and the dataset.
+
+    Args:
+        job: as its row is now.
+        plan: what it would cost, or what was admitted.
+        consent: who approved it, if it takes anybody.
+        parts: of the site.
+        at: now, or when it was admitted, for what only ends it.
+    """
+    manifest = job.manifest
     year = invitations.epsilon_of_year(parts.kernel.store, manifest.dataset, at)
     if job.plan is None:
         year += plan.epsilon or 0.0
@@ -74,6 +84,18 @@ def policy_context(job: Invitation, plan: SitePlan, parts: Parts) -> dict[str, A
         "secure_aggregation": isinstance(manifest.aggregation, Masked),
         "hour_utc": at.hour,
     }
-    if job.decider is not None:
-        context["consent"] = job.decider
+    if consent is not None:
+        context["consent"] = consent
     return context
+
+
+def context_of_admission(job: Invitation, parts: Parts) -> dict[str, Any]:
+    """Return the context in which a job was admitted, to settle and publish what it has run.
+
+    That takes no data, and must not wait for the hours at which policy admits jobs.
+    """
+    plan = job.plan
+    assert plan is not None  # noqa: S101 - it was admitted
+    assert plan.admitted_at is not None  # noqa: S101
+    at = datetime.fromisoformat(plan.admitted_at)
+    return policy_context(job, plan, plan.consent, parts, at=at)

@@ -10,7 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from queue import SimpleQueue
 from typing import Any, Final
 
@@ -37,10 +38,15 @@ from llmos.kernel.monitor import Charge, Grant
 from llmos.kernel.policy import Action
 from llmos.kernel.pools import Part
 from llmos.models.encoding import encode
-from llmos.workflows import federated_adapter, publish_federated
+from llmos.workflows import consent, federated_adapter, publish_federated
 from llmos.workflows.federated_round import Task
 from llmos.workflows.parts import Parts
-from llmos.workflows.site_plan import coordinator_principal, policy_context, training_plan
+from llmos.workflows.site_plan import (
+    context_of_admission,
+    coordinator_principal,
+    policy_context,
+    training_plan,
+)
 
 Vector = NDArray[np.float32]
 UPDATE_OBJECT: Final = "federated-update"  # the vault's kind of object
@@ -157,7 +163,10 @@ class SiteTraining:
         dp_plan = training_plan(manifest, plan)
         charge = charge_of(manifest, card, dp_plan)
         asks = coordinator_principal(manifest)
-        context = policy_context(self.job, plan, self.parts)
+        agreed, at = consent.given(self.job, self.parts), datetime.now(UTC)
+        context = policy_context(self.job, plan, agreed, self.parts, at=at)
+        if self.job.plan is None:
+            plan = replace(plan, admitted_at=at.isoformat(), consent=agreed)
         with kernel.monitor.admit(
             asks,
             Action.FEDERATE,
@@ -181,7 +190,7 @@ class SiteTraining:
             self._recall(grant)
             self.tell(Happened(self.job.id, "admitted"))
             with self.alone():
-                resident = _Resident(self, grant, card, dp_plan, asks, context)
+                resident = _Resident(self, grant, card, dp_plan, asks, agreed)
             resident.work()
 
     @property
@@ -207,11 +216,11 @@ class _Resident:
         card: DatasetCard,
         plan: DPPlan,
         asks: Principal,
-        context: dict[str, Any],
+        agreed: str | None,
     ) -> None:
         self._training, self._grant, self._plan = training, grant, plan
         self._parts, self._card = training.parts, card
-        self._asks, self._context = asks, context
+        self._asks, self._agreed = asks, agreed
         manifest = training.job.manifest
         loaded, self._adapter = federated_adapter.load(manifest, self._parts)
         records = tuple(
@@ -246,12 +255,16 @@ class _Resident:
         kernel, job = self._parts.kernel, self._training.job
         manifest, steps = job.manifest, job.manifest.local.steps
         details: dict[str, Any] = {"step": "round", **task.to_dict()}
+        now = invitations.invitation(kernel.store, job.id)
+        context = policy_context(
+            now, self._training.plan, self._agreed, self._parts, at=datetime.now(UTC)
+        )
         with kernel.monitor.act(
             self._asks,
             Action.FEDERATE,
             self._card.resource,
             details=details,
-            context=self._context,
+            context=context,
         ):
             pass
         if self._plan.mechanism is not None:
@@ -304,13 +317,14 @@ class _Resident:
         mechanism = self._plan.mechanism
         card = publish_federated.model_card(manifest, {str(self._card.classification)})
         details = {"step": "publish", "job": job.id, "model": name, "digest": digest}
-        kept = invitations.invitation(kernel.store, job.id).update_object
+        now = invitations.invitation(kernel.store, job.id)
+        kept = now.update_object
         with kernel.monitor.act(
             self._asks,
             Action.FEDERATE,
             self._card.resource,
             details=details,
-            context=self._context,
+            context=context_of_admission(now, self._parts),
         ) as conn:
             settle(self._grant, self._plan, job.id, self._parts, conn=conn)
             if mechanism is not None:
@@ -366,7 +380,7 @@ def release(job: Invitation, parts: Parts) -> None:
                 key=job.id,
                 objects=(),
                 charge=charge,
-                context=policy_context(job, plan, parts),
+                context=context_of_admission(job, parts),
                 details={"step": "before release"},
             ) as grant,
             kernel.store.transaction() as conn,

@@ -1,0 +1,152 @@
+"""The resident trainer asks its home's policy before each round, by what the log has then."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pytest
+from sqlalchemy import update
+from tests.certified import adapter_of
+from tests.homes import TRAINING, hire, last_records, opened, until
+from tests.unit.federations.test_manifest import FIELDS, KEY
+
+from llmos.federations import invitations
+from llmos.federations import manifest as manifests
+from llmos.federations.invitations import InvitationState
+from llmos.federations.tables import site_jobs
+from llmos.kernel.budget import ReservationState
+from llmos.system import System
+from llmos.workflows import consent, site_plan, site_training
+from llmos.workflows.federated_round import Task
+from llmos.workflows.site_training import Happened, SiteTraining, Vector
+
+JOB = FIELDS["id"]
+STEPS = FIELDS["local"]["steps"]
+NIGHTS = """@id("nights") forbid (principal, action == Action::"federate", resource)
+unless { context.hour_utc >= 20 || context.hour_utc < 6 };"""
+
+
+class Clock(datetime):
+    """A clock that stands at an hour."""
+
+    hour_now = 22
+
+    @classmethod
+    def now(cls, tz: Any = None) -> Self:
+        return cls(2026, 11, 24, cls.hour_now, 30, tzinfo=tz)
+
+
+@pytest.fixture
+def site(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[System]:
+    """Open a home that trains at night only; it is night."""
+    bob = hire(home, "bob", "steward", tmp_path)
+    (home / "policy/nights.cedar").write_text(NIGHTS)
+    with opened(home) as system:
+        asked = system.policies.propose(reason="the machine is needed by day")
+    with bob.at_work() as system:
+        system.approvals.decide(asked.id, approve=True)
+    monkeypatch.setattr(site_training, "datetime", Clock)
+    monkeypatch.setattr(Clock, "hour_now", 22)
+    with opened(home) as system:
+        yield system
+
+
+@pytest.fixture
+def start(site: System, tiny_model_folder: Path) -> Vector:
+    """Let a coordinator propose a job, and return its first weights."""
+    adapter, fields = adapter_of(tiny_model_folder)
+    digest = site.registry.model(TRAINING["model"]).digest
+    signed = manifests.sign(manifests.parse(FIELDS | fields | {"model_digest": digest}), KEY)
+    with site.kernel.store.transaction() as conn:
+        invitations.receive(conn, signed, "research.example")
+    return np.asarray(adapter.vector().numpy())
+
+
+def work(site: System) -> tuple[SiteTraining, list[Happened]]:
+    """Start the trainer of the job as it is now."""
+    told: list[Happened] = []
+    job = invitations.invitation(site.kernel.store, JOB)
+    plan = job.plan or site_plan.make_plan(job.manifest, site.datasets.card("notes"))
+    training = SiteTraining(job, plan, site.parts, told.append)
+    training.start()
+    return training, told
+
+
+def saw(told: list[Happened], what: str, times: int = 1) -> Happened:
+    until(lambda: [one.what for one in told].count(what) >= times)
+    return [one for one in told if one.what == what][-1]
+
+
+def task(site: System, number: int) -> Task:
+    job = invitations.invitation(site.kernel.store, JOB)
+    return Task(JOB, job.manifest.digest, number, 1, "ab" * 32, dict.fromkeys(FIELDS["sites"], 24))
+
+
+def test_policy_holds_during_a_job_and_what_was_run_is_settled(
+    site: System, start: Vector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consent.approve(JOB, site.who, site.parts)
+    training, told = work(site)
+    saw(told, "admitted")
+    training.train(task(site, 0), start)
+    saw(told, "trained")
+    monkeypatch.setattr(Clock, "hour_now", 7)  # the night is over
+    training.train(task(site, 1), start)
+    assert "may not federate" in saw(told, "failed").error
+    ends = [(record["action"], record["outcome"]) for record in last_records(site, 2)]
+    assert ends == [("federate", "denied"), ("federate", "failed")]
+    budget = site.kernel.budget
+    assert budget.reservation(JOB).steps_done == STEPS
+    # by day no data is opened for it, and its hold is given back all the same
+    site_training.release(invitations.invitation(site.kernel.store, JOB), site.parts)
+    reservation = budget.reservation(JOB)
+    assert (reservation.state, reservation.mechanism.steps) == (ReservationState.COMMITTED, STEPS)
+    pool, again = budget.pool("notes"), budget.recompute("notes")
+    assert (pool.spent, pool.held) == (again.spent, 0)
+
+
+def test_what_was_trained_by_night_is_published_by_day(
+    site: System, start: Vector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consent.approve(JOB, site.who, site.parts)
+    training, told = work(site)
+    training.train(task(site, 0), start)
+    saw(told, "trained")
+    monkeypatch.setattr(Clock, "hour_now", 7)
+    training.finish(start)
+    saw(told, "ended")
+    card = site.registry.model(FIELDS["output"]).card
+    assert (card["dataset"], card["steps"]) == ("notes", STEPS)
+    assert site.kernel.budget.reservation(JOB).state is ReservationState.COMMITTED
+
+
+@pytest.mark.usefixtures("start")
+@pytest.mark.parametrize("state", [InvitationState.APPROVED, InvitationState.RUNNING])
+def test_a_row_that_says_approved_without_an_act_runs_nothing(
+    site: System, state: InvitationState
+) -> None:
+    job = invitations.invitation(site.kernel.store, JOB)
+    plan = site_plan.make_plan(job.manifest, site.datasets.card("notes"))
+    with site.kernel.store.transaction() as conn:
+        conn.execute(update(site_jobs).values(state=state, decider=site.who.id, plan=plan.text))
+    before = site.kernel.budget.pool("notes")
+    _training, told = work(site)
+    assert "a decision" in saw(told, "failed").error
+    assert site.kernel.budget.pool("notes") == before
+    assert not any(record["action"] == "federate" for record in last_records(site, 5))
+
+
+@pytest.mark.usefixtures("start")
+def test_when_and_by_whom_a_job_was_admitted_is_kept(site: System) -> None:
+    consent.approve(JOB, site.who, site.parts)
+    training, told = work(site)
+    saw(told, "admitted")
+    plan = invitations.invitation(site.kernel.store, JOB).plan
+    assert plan is not None
+    assert plan.admitted_at == datetime(2026, 11, 24, 22, 30, tzinfo=UTC).isoformat()
+    assert plan.consent == site.who.id
+    training.stop()
