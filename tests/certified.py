@@ -34,8 +34,8 @@ from llmos.workflows import (
     federated_adapter,
     publish_federated,
     site_plan,
+    site_settlement,
     site_statement,
-    site_training,
 )
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class Job:
             card.resource,
             key=job_id,
             objects=(),
-            charge=site_training.charge_of(manifest, card, dp_plan),
+            charge=site_settlement.charge_of(manifest, card, dp_plan),
             context=context,
             details={"manifest_sha256": manifest.digest, "purpose": manifest.purpose},
         ) as grant:
@@ -129,7 +129,7 @@ class Job:
             with kernel.monitor.act(
                 asks, Action.FEDERATE, card.resource, details=details, context=context
             ) as conn:
-                site_training.settle(grant, dp_plan, job_id, parts, conn=conn)
+                site_settlement.settle(grant, dp_plan, job_id, parts, conn=conn)
                 if not left:
                     publish(conn, system, self.signed)
                 invitations.change(

@@ -37,7 +37,7 @@ from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action
 from llmos.parties.authority import home_of
 from llmos.parties.memberships import Membership
-from llmos.workflows import consent, site_plan, site_statement, site_training
+from llmos.workflows import consent, site_plan, site_settlement, site_statement
 from llmos.workflows.federated_round import ROUND_TYPE, Task
 from llmos.workflows.parts import Parts
 from llmos.workflows.site_channel import SiteChannel
@@ -307,7 +307,7 @@ class SiteAgent:
 
     def _release(self, job: Invitation) -> None:
         try:
-            site_training.release(job, self.parts)
+            site_settlement.release(job, self.parts)
         except LlmosError as error:
             self.tell(f"{job.id}: its budget is still held: {error.message}")
 

@@ -20,8 +20,9 @@ from llmos.workflows import masked_round
 from llmos.workflows.federated_round import UPLOAD, Task, encode
 from llmos.workflows.masked_round import MaskedPart
 from llmos.workflows.parts import Parts
+from llmos.workflows.resident_trainer import Vector
 from llmos.workflows.site_channel import SiteChannel
-from llmos.workflows.site_training import SiteTraining, Vector
+from llmos.workflows.site_training import SiteTraining
 
 
 @dataclass(slots=True)

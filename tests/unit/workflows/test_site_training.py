@@ -20,9 +20,10 @@ from llmos.federations.invitations import InvitationState
 from llmos.federations.tables import site_jobs
 from llmos.kernel.budget import ReservationState
 from llmos.system import System
-from llmos.workflows import consent, site_plan, site_training
+from llmos.workflows import consent, resident_trainer, site_plan, site_settlement, site_training
 from llmos.workflows.federated_round import Task
-from llmos.workflows.site_training import Happened, SiteTraining, Vector
+from llmos.workflows.resident_trainer import Vector
+from llmos.workflows.site_training import Happened, SiteTraining
 
 JOB = FIELDS["id"]
 STEPS = FIELDS["local"]["steps"]
@@ -49,7 +50,8 @@ def site(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
         asked = system.policies.propose(reason="the machine is needed by day")
     with bob.at_work() as system:
         system.approvals.decide(asked.id, approve=True)
-    monkeypatch.setattr(site_training, "datetime", Clock)
+    for module in (site_training, resident_trainer):
+        monkeypatch.setattr(module, "datetime", Clock)
     monkeypatch.setattr(Clock, "hour_now", 22)
     with opened(home) as system:
         yield system
@@ -102,7 +104,7 @@ def test_policy_holds_during_a_job_and_what_was_run_is_settled(
     budget = site.kernel.budget
     assert budget.reservation(JOB).steps_done == STEPS
     # by day no data is opened for it, and its hold is given back all the same
-    site_training.release(invitations.invitation(site.kernel.store, JOB), site.parts)
+    site_settlement.release(invitations.invitation(site.kernel.store, JOB), site.parts)
     reservation = budget.reservation(JOB)
     assert (reservation.state, reservation.mechanism.steps) == (ReservationState.COMMITTED, STEPS)
     pool, again = budget.pool("notes"), budget.recompute("notes")

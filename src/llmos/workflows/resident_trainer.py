@@ -1,0 +1,176 @@
+"""A site's model, data and optimizer between the rounds of one federated job."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from llmos.engines.dp.plan import Performance
+from llmos.engines.dp.randomness import Randomness
+from llmos.engines.dp.rounds import train_round
+from llmos.engines.dp.run import prepare
+from llmos.engines.dp.sampling import TrainingRecord
+from llmos.errors import JobInterrupted
+from llmos.federations import invitations
+from llmos.federations.invitations import Invitation, InvitationState, SitePlan
+from llmos.kernel import accounting
+from llmos.kernel.monitor import Grant
+from llmos.kernel.policy import Action
+from llmos.models.encoding import encode
+from llmos.workflows import federated_adapter, publish_federated
+from llmos.workflows.federated_round import Task
+from llmos.workflows.parts import Parts
+from llmos.workflows.site_plan import (
+    context_of_admission,
+    coordinator_principal,
+    policy_context,
+    training_plan,
+)
+from llmos.workflows.site_settlement import settle
+
+Vector = NDArray[np.float32]
+UPDATE_OBJECT: Final = "federated-update"  # the vault's kind of object
+
+
+class ResidentTrainer:
+    """One admitted job at a site: the model is loaded once, rounds are trained as they come."""
+
+    def __init__(self, job: Invitation, plan: SitePlan, grant: Grant, parts: Parts) -> None:
+        """Load the model and open the data.
+
+        Args:
+            job: what was admitted.
+            plan: as it was admitted, with who approved it.
+            grant: over the job's data, and over its charge.
+            parts: of the site.
+
+        Raises:
+            UnknownModel, ModelError: this home has not got the base model that the job means.
+        """
+        manifest = job.manifest
+        self._job, self._site_plan, self._grant, self._parts = job, plan, grant, parts
+        self._plan, self._asks = training_plan(manifest, plan), coordinator_principal(manifest)
+        self._card = card = parts.datasets.card(manifest.dataset)
+        loaded, self._adapter = federated_adapter.load(manifest, parts)
+        records = tuple(
+            TrainingRecord(record.unit, encoded.ids, encoded.labels_from)
+            for record in parts.datasets.open_records(card, grant)
+            for encoded in [
+                encode(
+                    record.prompt, record.completion, loaded.tokenizer, manifest.local.max_tokens
+                )
+            ]
+        )
+        performance = Performance(threads=parts.kernel.config.threads, device=str(loaded.device))
+        self._run = prepare(self._adapter, records, self._plan, performance)
+        self._self_tested = False
+
+    def train(self, task: Task, weights: Vector, stop: Callable[[], bool]) -> tuple[Vector, float]:
+        """Train a round from the global weights (P,); return its update (P,), kept, and seconds.
+
+        Raises:
+            PermissionDenied: this site's policy no longer permits the job; nothing is charged.
+            JobInterrupted: `stop` returned true; what was recorded stays charged.
+        """
+        kernel, job = self._parts.kernel, self._job
+        manifest, steps = job.manifest, job.manifest.local.steps
+        details: dict[str, Any] = {"step": "round", **task.to_dict()}
+        now = invitations.invitation(kernel.store, job.id)
+        context = policy_context(
+            now, self._site_plan, self._site_plan.consent, self._parts, at=datetime.now(UTC)
+        )
+        with kernel.monitor.act(
+            self._asks,
+            Action.FEDERATE,
+            self._card.resource,
+            details=details,
+            context=context,
+        ):
+            pass
+        if self._plan.mechanism is not None:
+            done = kernel.budget.reservation(job.id).steps_done
+            self._grant.progress(done + steps)
+        start = torch.from_numpy(weights.copy()).to(self._adapter.parameters()[0].device)
+        began = time.monotonic()
+        trained = train_round(
+            self._run,
+            start,
+            first_step=task.round * steps,
+            steps=steps,
+            randomness=Randomness.fresh(),
+            proximal=manifest.local.proximal,
+            self_tested=self._self_tested,
+            stop=stop,
+        )
+        if trained.steps < steps:
+            raise JobInterrupted(f"{job.id} stopped in round {task.round}")
+        self._self_tested = trained.self_tested
+        update = federated_adapter.to_numpy(trained.weights - start)
+        seconds = time.monotonic() - began
+        self._keep(task, update)
+        return update, seconds
+
+    def _keep(self, task: Task, update: Vector) -> None:
+        """Keep a finished update, so that a killed site does not train and pay for it again."""
+        kernel, job = self._parts.kernel, self._job
+        before = invitations.invitation(kernel.store, job.id).update_object
+        object_id = kernel.vault.put(UPDATE_OBJECT, update.astype("<f4").tobytes())
+        with kernel.store.transaction() as conn:
+            invitations.change(
+                conn,
+                job.id,
+                InvitationState.RUNNING,
+                update_round=task.round,
+                update_object=object_id,
+                released=None,
+            )
+        if before is not None:
+            kernel.vault.delete(before)
+
+    def publish(self, weights: Vector) -> None:
+        """Settle for what was run, publish the final adapter here, and end, in one transaction.
+
+        Raises:
+            ModelExists: both names that the adapter could get are taken.
+        """
+        kernel, job, registry = self._parts.kernel, self._job, self._parts.registry
+        manifest = job.manifest
+        object_id, digest = publish_federated.store(self._adapter, weights, manifest, self._parts)
+        name = publish_federated.free_name(manifest.output, manifest.id, self._parts)
+        mechanism = self._plan.mechanism
+        card = publish_federated.model_card(manifest, {str(self._card.classification)})
+        details = {"step": "publish", "job": job.id, "model": name, "digest": digest}
+        now = invitations.invitation(kernel.store, job.id)
+        kept = now.update_object
+        with kernel.monitor.act(
+            self._asks,
+            Action.FEDERATE,
+            self._card.resource,
+            details=details,
+            context=context_of_admission(now, self._parts),
+        ) as conn:
+            settle(self._grant, self._plan, job.id, self._parts, conn=conn)
+            if mechanism is not None:
+                steps = kernel.budget.reservation(job.id).steps_done
+                epsilon = accounting.epsilon(mechanism.after(steps), manifest.privacy.delta)  # type: ignore[union-attr]
+                card |= {"epsilon": epsilon, "steps": steps}
+            card |= {"dataset": self._card.name, "fingerprint": self._card.fingerprint}
+            registry.publish_adapter(
+                conn, name=name, base=manifest.model, object_id=object_id, digest=digest, card=card
+            )
+            invitations.change(
+                conn,
+                job.id,
+                InvitationState.RUNNING,
+                state=InvitationState.DONE,
+                update_round=None,
+                update_object=None,
+            )
+        if kept is not None:
+            kernel.vault.delete(kept)
