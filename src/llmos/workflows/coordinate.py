@@ -7,19 +7,12 @@ is killed goes on with the round that it was in, and no site trains for it twice
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from typing import Any, Final, NoReturn
 
-import rfc8785
-
-from llmos.crypto import dsse
-from llmos.crypto.notes import decode_base64
-from llmos.engines.federated import server_optimizer
 from llmos.errors import (
     AggregationAborted,
     JobError,
@@ -29,16 +22,14 @@ from llmos.errors import (
     VerificationFailed,
 )
 from llmos.federations import register
-from llmos.federations.manifest import Masked
 from llmos.federations.register import FederatedJob, FederatedState
 from llmos.jobs.jobs import public_text
 from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action
-from llmos.parties import authority, signatures
-from llmos.workflows import federated_state, publish_federated
+from llmos.workflows import coordinated_round, publish_federated, running_federation
 from llmos.workflows.ended_federations import EndedFederations
-from llmos.workflows.federated_round import ROUND_TYPE, UPLOAD, Attempt, PlainAttempt, Task
-from llmos.workflows.federated_state import CHECKPOINT_OBJECT, weights_bytes, weights_sha256
+from llmos.workflows.federated_round import UPLOAD
+from llmos.workflows.federated_state import weights_bytes, weights_sha256
 from llmos.workflows.masked_round import MaskedAttempt
 from llmos.workflows.parts import Parts
 from llmos.workflows.running_federation import Running, read_answer
@@ -46,7 +37,6 @@ from llmos.workflows.validation import Validation
 
 LIVE_S: Final = 30.0  # a site that was not heard of for so long takes no part in a new attempt
 PHASE_S: Final = 60.0  # for what takes a site no training
-_MOST_ATTEMPTS: Final = 20
 Told = Callable[[str], None]
 
 
@@ -213,24 +203,9 @@ class Coordinator:
     def _reload(self) -> None:
         for job in register.jobs(self._parts.kernel.store):
             if job.state is FederatedState.RUNNING and job.id not in self._running:
-                read = register.answers(self._parts.kernel.store, job.id)
-                digest = job.manifest.digest
-                said = {site: read_answer(one, site, digest) for site, one in read.items()}
-                optimizer = federated_state.optimizer(job.manifest.server)
-                state = federated_state.load(job, self._who, self._parts)
-                # no attempt has the number of an earlier one, also of a process that was killed
-                told = job.status or {}
-                attempts = int(told["attempt"]) if told.get("round") == state.round else 0
-                judge = self._judge_of(job)
-                self._running[job.id] = Running(
-                    job,
-                    state,
-                    optimizer,
-                    said,
-                    attempts=attempts,
-                    began=time.monotonic(),
-                    judge=judge,
-                )
+                run = running_federation.load(job, self._who, self._parts)
+                run.judge = self._judge_of(job)
+                self._running[job.id] = run
                 self._tell(f"{job.id}: offered to {len(job.manifest.sites)} sites")
                 self._bump()
             elif job.state is not FederatedState.RUNNING and job.id not in self._ended:
@@ -281,37 +256,12 @@ class Coordinator:
             self._begin(run, willing)
 
     def _begin(self, run: Running, willing: Mapping[str, int]) -> None:
-        manifest = run.job.manifest
-        if run.attempts >= _MOST_ATTEMPTS:
-            raise JobError(f"round {run.state.round + 1} was begun {run.attempts} times in vain")
-        run.attempts += 1
-        task = Task(
-            manifest.id,
-            manifest.digest,
-            run.state.round,
-            run.attempts,
-            weights_sha256(run.state),
-            dict(sorted(willing.items())),
-        )
-        key = self._parts.kernel.certificate_key
-        run.task = dsse.sign(rfc8785.dumps(task.to_dict()), ROUND_TYPE, key)
-        run.attempt = self._attempt(run, task)
-        run.began = run.phase_began = time.monotonic()
-        run.bytes_up = {}
+        coordinated_round.begin(run, willing, self._who, self._parts)
         self._tell(
-            f"{run.job.id}: round {run.state.round + 1} of {manifest.rounds}, "
+            f"{run.job.id}: round {run.state.round + 1} of {run.job.manifest.rounds}, "
             f"attempt {run.attempts}, {len(willing)} sites"
         )
         self._bump()
-
-    def _attempt(self, run: Running, task: Task) -> Attempt:
-        if not isinstance(run.job.manifest.aggregation, Masked):
-            return PlainAttempt(task, run.job.manifest)
-        kernel, at = self._parts.kernel, datetime.now(UTC)
-        ca = authority.load(kernel)
-        certificates = ca.certificates(task.participants, at)
-        verify = signatures.verifier(certificates, (ca.anchor(self._who, at),), at)
-        return MaskedAttempt(task, run.job.manifest, certificates, verify)
 
     def _abort(self, run: Running, why: str) -> None:
         self._tell(f"{run.job.id}: round {run.state.round + 1} begins again: {why}")
@@ -320,36 +270,13 @@ class Coordinator:
         run.began = time.monotonic()
 
     def _conclude(self, run: Running) -> None:
-        """Take the mean of a finished attempt, keep it and record it in one transaction."""
-        mean = None if run.attempt is None else run.attempt.result()
-        if mean is None:
+        """Keep the mean of a finished attempt, if it is finished, and go on."""
+        facts = coordinated_round.conclude(run, self._who, self._parts)
+        if facts is None:
             return
-        before = run.state
-        after = server_optimizer.step(run.optimizer, before, mean.update)
-        facts: dict[str, Any] = {
-            "attempts": run.attempts,
-            "sites": list(mean.sites),
-            "seconds": round(time.monotonic() - run.began, 3),
-            "bytes_up": run.bytes_up,
-            "weights_before": weights_sha256(before),
-            "weights_after": weights_sha256(after),
-            "task_sha256": hashlib.sha256(decode_base64(run.task["payload"])).hexdigest(),
-        }
-        vault = self._parts.kernel.vault
-        object_id = vault.put(CHECKPOINT_OBJECT, server_optimizer.encode(after))
-        details = {"job": run.job.id, "round": before.round, **facts}
-        with self._act(details) as conn:
-            register.keep_round(conn, run.job.id, before.round, object_id, facts)
-        if run.job.checkpoint is not None:
-            vault.delete(run.job.checkpoint)
-        run.job = register.job(self._parts.kernel.store, run.job.id)
-        run.state, run.attempt, run.attempts, run.last = after, None, 0, mean.sites
-        if run.judge is not None:
-            run.judge.put(after)
-        run.began = time.monotonic()
         self._tell(
-            f"{run.job.id}: round {after.round} done in {facts['seconds']:.1f} s, "
-            f"{sum(run.bytes_up.values()):,} bytes up from {len(mean.sites)} sites"
+            f"{run.job.id}: round {run.state.round} done in {facts['seconds']:.1f} s, "
+            f"{sum(facts['bytes_up'].values()):,} bytes up from {len(facts['sites'])} sites"
         )
         self._advance(run)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,9 +12,13 @@ from llmos.crypto import dsse
 from llmos.crypto.notes import Verifier, decode_base64
 from llmos.engines.federated.server_optimizer import ServerOptimizer, ServerState
 from llmos.errors import RequestError, UpdateRefused, VerificationFailed
+from llmos.federations import register
 from llmos.federations.manifest import ANSWER_TYPE
 from llmos.federations.register import FederatedJob
+from llmos.kernel.identity import Principal
+from llmos.workflows import federated_state
 from llmos.workflows.federated_round import Attempt
+from llmos.workflows.parts import Parts
 from llmos.workflows.validation import Validation
 
 
@@ -74,6 +79,23 @@ class Running:
     def accepted(self) -> list[str]:
         """Return the sites that have said yes."""
         return sorted(site for site, said in self.answers.items() if said["accepted"])
+
+
+def load(job: FederatedJob, who: Principal, parts: Parts) -> Running:
+    """Take up a job as its home has it.
+
+    Raises:
+        TamperedObject: its checkpoint was changed.
+    """
+    read = register.answers(parts.kernel.store, job.id)
+    answers = {site: read_answer(one, site, job.manifest.digest) for site, one in read.items()}
+    state = federated_state.load(job, who, parts)
+    # no attempt has the number of an earlier one, also of a process that was killed
+    told = job.status or {}
+    attempts = int(told["attempt"]) if told.get("round") == state.round else 0
+    optimizer = federated_state.optimizer(job.manifest.server)
+    began = time.monotonic()
+    return Running(job, state, optimizer, answers, attempts=attempts, began=began)
 
 
 def read_answer(envelope: Mapping[str, Any], site: str, manifest_sha256: str) -> dict[str, Any]:
