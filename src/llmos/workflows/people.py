@@ -11,7 +11,7 @@ from llmos.data.terms import check_name
 from llmos.errors import AuthenticationError, ConfigError, RequestError, UnknownKey
 from llmos.kernel.identity import IssuedKey, Kind, Principal, Role
 from llmos.kernel.policy import Action
-from llmos.kernel.store import now
+from llmos.kernel.store import timestamp
 from llmos.workflows import login
 from llmos.workflows.parts import Parts
 
@@ -170,7 +170,7 @@ def rotate_key(key_id: str, overlap: timedelta, who: Principal, parts: Parts) ->
         raise RequestError("an overlap cannot be negative")
     with kernel.store.read() as conn:
         old = next((key for key in api_keys.issued(conn) if key.id == key_id), None)
-    if old is None or old.revoked_at is not None or (old.expires_at or now()) < now():
+    if old is None or old.revoked_at is not None or _expired(old, at):
         raise UnknownKey(f"there is no valid API key {key_id!r}", hint="`llmos key ls` lists them")
     owner = kernel.identity.principal(old.principal)
     details: dict[str, Any] = {"owner": owner.name, "rotate": old.id}
@@ -187,6 +187,10 @@ def rotate_key(key_id: str, overlap: timedelta, who: Principal, parts: Parts) ->
         kernel.identity.end_key(conn, old.id, at + overlap)
         details["issued"] = issued.id
     return issued
+
+
+def _expired(key: api_keys.ApiKey, at: datetime) -> bool:
+    return key.expires_at is not None and key.expires_at <= timestamp(at)
 
 
 def _expiry(old: api_keys.ApiKey, at: datetime) -> datetime | None:
