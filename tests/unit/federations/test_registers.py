@@ -81,7 +81,7 @@ def test_a_site_changes_a_job_only_from_the_states_that_allow_it(kernel: Kernel)
         invitations.change(conn, JOB, InvitationState.RUNNING, state=InvitationState.DONE)
     with pytest.raises(UnknownJob), kernel.store.transaction() as conn:
         invitations.change(conn, "fed-0", InvitationState.RUNNING, state=InvitationState.DONE)
-    plan = SitePlan("ab" * 32, 24, 1.5, 2.5)
+    plan = SitePlan("ab" * 32, 24, 1.5, 2.5, "2026-11-24T22:30:00+00:00", "ann")
     with kernel.store.transaction() as conn:
         invitations.change(
             conn,
@@ -102,6 +102,8 @@ def test_a_site_changes_a_job_only_from_the_states_that_allow_it(kernel: Kernel)
         "units": 24,
         "noise_multiplier": 1.5,
         "epsilon": 2.5,
+        "admitted_at": "2026-11-24T22:30:00+00:00",
+        "consent": "ann",
     }
     assert facts["manifest_sha256"] == SIGNED.manifest.digest
 
