@@ -33,8 +33,8 @@ _NO_USE: Final = dict.fromkeys(
 )  # fmt: skip
 # What the parsers raise on bytes that somebody made up.
 MALFORMED: Final = (
-    ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.InvalidVersion
-)  # fmt: skip
+    ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -82,8 +82,12 @@ def verify(certificate: x509.Certificate, anchors: Iterable[Anchor], at: datetim
     try:
         extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
         uris = extension.value.get_values_for_type(x509.UniformResourceIdentifier)
+        encoded = certificate.public_bytes(Encoding.DER)
     except (*MALFORMED, x509.ExtensionNotFound) as error:
         raise CertificateRefused("the certificate's names cannot be read") from error
+    # the count of unused bits before a signature is signed by nobody, and 0 in DER (X.690, 11.2)
+    if not encoded.endswith(b"\x00" + certificate.signature):
+        raise CertificateRefused("the certificate is not in its canonical form")
     if len(uris) != 1:  # SPIFFE X509-SVID section 2
         raise CertificateRefused(f"the certificate has {len(uris)} URIs, not one")
     found = parse_id(uris[0])

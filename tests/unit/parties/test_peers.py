@@ -62,6 +62,29 @@ def test_a_certificate_of_which_a_byte_was_changed_is_refused(place: int, flips:
         verify(changed, [PKI.anchor()], NOW)
 
 
+def test_a_name_of_a_kind_that_nobody_reads_is_refused() -> None:
+    der = bytearray(LEAF)
+    name = der.index(b"\x86", der.index(bytes.fromhex("0603551d11")))  # [6] URI -> [5] EDIPartyName
+    der[name] ^= 0x86 ^ 0xA5
+    changed = x509.load_der_x509_certificate(bytes(der))
+    with pytest.raises(CertificateRefused, match="names cannot be read"):
+        verify(changed, [PKI.anchor()], NOW)
+
+
+def test_a_certificate_has_one_form_only() -> None:
+    # the bits that a signature leaves unused are counted outside of what is signed
+    while True:
+        party = PKI.credentials("site").certificate
+        if party.signature[-1] % 2 == 0:
+            break  # else the parser refuses it already
+    der = bytearray(party.public_bytes(Encoding.DER))
+    der[-len(party.signature) - 1] = 1
+    changed = x509.load_der_x509_certificate(bytes(der))
+    assert changed.tbs_certificate_bytes == party.tbs_certificate_bytes
+    with pytest.raises(CertificateRefused, match="canonical"):
+        verify(changed, [PKI.anchor()], NOW)
+
+
 def test_a_certificate_without_names_is_refused() -> None:
     with pytest.raises(CertificateRefused, match="0 URIs"):
         verify(Pki().authority.issue(generate_key().public_key(), [], NOW), [], NOW)
