@@ -88,6 +88,39 @@ def test_three_hospitals_train_one_model_whose_updates_nobody_sees(
         personal(federated.sites["east"].home)
 
 
+def test_three_hospitals_share_the_noise_of_one_model(
+    tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    with federation(tmp_path, tiny_model_folder) as federated:
+        job = federated.propose(
+            epsilon=6, delta=1e-5, rounds=4, shared_noise=True, smallest_site=20
+        )
+        federated.approve(job)
+        federated.coordinator.saw(f"{job}: round 1 done")
+        federated.sites["north"].kill()  # comes back with the noise that it has added already
+        federated.sites["north"].start("site", "up")
+        facts = federated.finished(job)
+        assert (facts["state"], facts["rounds_done"]) == ("done", 4)
+        keys = {}
+        for name, site in federated.sites.items():
+            site.saw(f"{job}: stated what was spent")
+            site.interrupt()
+            state, steps = settled(federated, name, job)
+            assert state is ReservationState.COMMITTED
+            assert 4 <= steps <= 6
+            with opened(site.home) as system:
+                assert 0 < system.registry.model("notes-federated").card["epsilon"] <= 6
+                keys[name] = tmp_path / f"{name}.pub"
+                keys[name].write_text(system.kernel.public_keys)
+        with opened(federated.coordinator.home) as system:
+            certified(federated, keys, system.registry.model("notes-federated").digest)
+        refused = run_llmos(
+            federated.sites["east"].home, "measure", "notes-federated", "--inversion"
+        )
+        assert refused.returncode != 0
+        assert "shared noise" in refused.stderr
+
+
 def certified(federated: Federation, keys: dict[str, Path], digest: str) -> None:
     """Certify the model, verify it offline by everybody's keys, and be refused for a wrong one."""
     home = federated.coordinator.home

@@ -75,12 +75,20 @@ class Server(Value):
     learning_rate: float = Field(1.0, gt=0)
 
 
+class SharedNoise(Value):
+    """Discrete noise of which each site adds a share: only sums have all of it."""
+
+    multiplier: float = Field(gt=0)  # of the sum of `honest` sites, as each ledger is charged
+    honest: int = Field(ge=2)  # sites in every sum that do not work with the coordinator
+
+
 class Privacy(Value):
     """The guarantee that each site gives each of its own units, over the whole job."""
 
     epsilon: float = Field(gt=0)
     delta: float = Field(gt=0, lt=1)
     clip: float = Field(gt=0)
+    shared: SharedNoise | None = None  # None: each site adds all the noise that its epsilon takes
 
 
 class Masked(Value):
@@ -135,7 +143,19 @@ class Manifest(Value):
                 raise ValueError("threshold must be more than half of the sites, and not above")
             if self.minimum_sites < threshold:
                 raise ValueError("minimum_sites must not be below the threshold")
+        if self.shared_noise is not None:
+            if not isinstance(self.aggregation, Masked):
+                raise ValueError("shared noise takes secure aggregation: one site has too little")
+            if self.shared_noise.honest >= self.aggregation.threshold:
+                raise ValueError("honest must be below the threshold: sites may collude")
+            if self.local.steps != 1 or self.local.proximal != 0:
+                raise ValueError("shared noise is added to one step's sum: steps 1, proximal 0")
         return self
+
+    @property
+    def shared_noise(self) -> SharedNoise | None:
+        """Return the noise that the sites share; None where each adds its own, or none."""
+        return None if self.privacy is None else self.privacy.shared
 
     @property
     def most_steps(self) -> int:
@@ -204,6 +224,8 @@ def describe(manifest: Manifest) -> str:
     privacy = manifest.privacy
     cost = "WITHOUT privacy" if privacy is None else f"epsilon {privacy.epsilon:g} at most"
     how = "masked sums" if isinstance(manifest.aggregation, Masked) else "updates in the clear"
+    if manifest.shared_noise is not None:
+        how += f" with noise that {manifest.shared_noise.honest} honest sites share"
     return (
         f"{manifest.adapter.parametrisation} of {manifest.model} on {manifest.dataset} for "
         f"{manifest.purpose}, {manifest.rounds} rounds, {len(manifest.sites)} sites, {cost}, {how}"

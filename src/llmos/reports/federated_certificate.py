@@ -61,7 +61,7 @@ def statement(facts: FederatedFacts, issuer: str) -> dict[str, Any]:
             "sites": {uri: site_facts(part) for uri, part in facts.parts.items()},
             "guarantee": guarantee(facts.parts),
             "protected": federated_scope.protected(manifest),
-            "not_protected": list(federated_scope.NOT_PROTECTED),
+            "not_protected": list(federated_scope.not_protected(manifest)),
             "records": evidence.pointers(facts.evidence),
         },
     }

@@ -21,6 +21,17 @@ NOT_PROTECTED: Final = (
 )
 
 
+SHARED: Final = (
+    "Units whose noise the sites share, if more sites than stated work together or the coordinator "
+    "invents sites: then a sum has less noise than was charged, at least the site's own share."
+)
+
+
+def not_protected(manifest: Manifest) -> tuple[str, ...]:
+    """Return what a job leaves open."""
+    return NOT_PROTECTED if manifest.shared_noise is None else (SHARED, *NOT_PROTECTED)
+
+
 def protected(manifest: Manifest) -> list[dict[str, str]]:
     """Return what is protected, from whom, by what; every word follows from the manifest."""
     said: list[dict[str, str]] = [
@@ -34,10 +45,10 @@ def protected(manifest: Manifest) -> list[dict[str, str]]:
         said.append(
             {
                 "what": "each unit of each site",
-                "from": "everybody who sees the model or an update of its site",
+                "from": _from_whom(manifest),
                 "by": f"(epsilon, delta)-differential privacy of at most "
                 f"{manifest.privacy.epsilon:g} at {manifest.privacy.delta:g} over all rounds, "
-                "charged to the site's own ledger",
+                f"charged to the site's own ledger{_by_shares(manifest)}",
             }
         )
     if isinstance(manifest.aggregation, Masked):
@@ -52,3 +63,25 @@ def protected(manifest: Manifest) -> list[dict[str, str]]:
             }
         )
     return said
+
+
+def _from_whom(manifest: Manifest) -> str:
+    shared, aggregation = manifest.shared_noise, manifest.aggregation
+    if shared is None or not isinstance(aggregation, Masked):
+        return "everybody who sees the model or an update of its site"
+    silent = aggregation.threshold - shared.honest  # that add no noise, or tell what they added
+    tolerated = min(silent, colluders(aggregation.threshold, len(manifest.sites)))
+    return (
+        f"everybody who sees the model or a round's sum, also together with {tolerated} of the "
+        "other sites"
+    )
+
+
+def _by_shares(manifest: Manifest) -> str:
+    shared = manifest.shared_noise
+    if shared is None:
+        return ""
+    return (
+        "; distributed discrete Gaussian noise (Kairouz, Liu, Steinke 2021), of which each site "
+        f"adds as much as {shared.honest} of them need together"
+    )

@@ -174,7 +174,7 @@ def _check_manifest(predicate: Mapping[str, Any], manifest: Manifest) -> None:
         raise VerificationFailed("the certificate is about another job than its signed manifest")
     if predicate["protected"] != federated_scope.protected(manifest):
         raise VerificationFailed("what it says is protected does not follow from the manifest")
-    if predicate["not_protected"] != list(federated_scope.NOT_PROTECTED):
+    if predicate["not_protected"] != list(federated_scope.not_protected(manifest)):
         raise VerificationFailed("it conceals what is not protected")
 
 

@@ -117,6 +117,9 @@ def _check_spent(said: Statement, manifest: Manifest) -> None:
     rate = min(manifest.local.batch, said.data.units) / said.data.units
     if not math.isclose(mechanism.sampling_probability, rate):
         raise VerificationFailed("its mechanism samples otherwise than the job says")
+    shared = privacy.shared
+    if shared is not None and mechanism.noise_multiplier != shared.multiplier:
+        raise VerificationFailed("its mechanism has other noise than the sites share")
     derived = accounting.epsilon(mechanism, privacy.delta)
     if not math.isclose(derived, spent.epsilon, rel_tol=_EPSILON_TOLERANCE):
         raise VerificationFailed(

@@ -23,6 +23,7 @@ from llmos.federations.manifest import (
     Privacy,
     Server,
     ServerOptimizer,
+    SharedNoise,
     SignedManifest,
 )
 from llmos.kernel.identity import Principal
@@ -33,9 +34,11 @@ from llmos.models.loading import load_base
 from llmos.parties import authority
 from llmos.privacy import check_delta, check_epsilon
 from llmos.workflows import federated_adapter
+from llmos.workflows.calibration import calibrate_noise
 from llmos.workflows.parts import Parts
 
 _SEED_BITS: Final = 53
+_FEWEST_HONEST: Final = 2  # of one, its own noise alone would hide it
 _SERVER_RATES: Final = {
     ServerOptimizer.AVERAGE: 1.0,
     ServerOptimizer.MOMENTUM: 0.5,  # of momentum 0.9: ten steps' worth of it would overshoot
@@ -59,18 +62,21 @@ class FederateRequest(BaseModel):
     targets: Literal["all", "attention"] = "all"
     rounds: int = 10
     spare_rounds: int = 2
-    local_steps: int = 4
+    local_steps: int | None = None  # 4; 1 under shared noise
     batch: int = 16
     learning_rate: float = 2e-3
     max_tokens: int = 256
     max_records_per_unit: int = 4
     proximal: float = 0.0
-    server: ServerOptimizer = ServerOptimizer.AVERAGE
+    server: ServerOptimizer | None = None  # average; adam under shared noise
     server_learning_rate: float | None = None  # the optimiser's own default
     privacy: bool = True
     epsilon: float | None = None
     delta: float = 1e-5
     clip: float = 1.0
+    shared_noise: bool = False
+    smallest_site: int | None = Field(None, ge=1)  # units; the noise that sites share is for it
+    colluding_sites: int = Field(1, ge=0)
     secure_aggregation: bool = True
     bits: int | None = None
     minimum_sites: int | None = None
@@ -112,6 +118,15 @@ def check(fields: dict[str, Any]) -> FederateRequest:
     if request.epsilon is not None:
         check_epsilon(request.epsilon)
         check_delta(request.delta)
+    if request.shared_noise != (request.smallest_site is not None):
+        raise ConfigError(
+            "`shared_noise: true` and `smallest_site: UNITS` go together",
+            hint="all sites add shares of one noise, which is calibrated for the smallest of them",
+        )
+    if request.shared_noise and not (request.privacy and request.secure_aggregation):
+        raise ConfigError("shared noise takes privacy and secure aggregation: only sums have it")
+    if request.shared_noise and request.bits is not None:
+        raise ConfigError("bits: sums with shared noise always have 32")
     return request
 
 
@@ -157,6 +172,11 @@ def make_manifest(request: FederateRequest, parts: Parts) -> Manifest:
     sites = sorted(PartyId(ca.organisation, site).uri for site in set(request.sites))
     aggregation = _aggregation(request, len(sites))
     fewest = aggregation.threshold if isinstance(aggregation, Masked) else 2
+    steps = request.local_steps or (1 if request.shared_noise else 4)
+    optimizer = request.server or (
+        ServerOptimizer.ADAM if request.shared_noise else ServerOptimizer.AVERAGE
+    )
+    rate = request.learning_rate if request.shared_noise else _SERVER_RATES[optimizer]
     fields: dict[str, Any] = {
         "id": f"fed-{secrets.token_hex(8)}",
         "created_at": now(),
@@ -170,7 +190,7 @@ def make_manifest(request: FederateRequest, parts: Parts) -> Manifest:
         "layout": federated_adapter.layout(adapter, asked, base.digest),
         "parameters": int(adapter.vector().numel()),
         "local": Local(
-            steps=request.local_steps,
+            steps=steps,
             batch=request.batch,
             learning_rate=request.learning_rate,
             max_tokens=request.max_tokens,
@@ -178,12 +198,17 @@ def make_manifest(request: FederateRequest, parts: Parts) -> Manifest:
             proximal=request.proximal,
         ),
         "server": Server(
-            optimizer=request.server,
-            learning_rate=request.server_learning_rate or _SERVER_RATES[request.server],
+            optimizer=optimizer,
+            learning_rate=request.server_learning_rate or rate,
         ),
         "privacy": None
         if request.epsilon is None
-        else Privacy(epsilon=request.epsilon, delta=request.delta, clip=request.clip),
+        else Privacy(
+            epsilon=request.epsilon,
+            delta=request.delta,
+            clip=request.clip,
+            shared=_shared_noise(request, aggregation, steps),
+        ),
         "rounds": request.rounds,
         "spare_rounds": request.spare_rounds,
         "sites": sites,
@@ -204,6 +229,30 @@ def _aggregation(request: FederateRequest, sites: int) -> Masked | Plain:
             hint="add a site, or say `secure_aggregation: false`",
         )
     return Masked(threshold=max(FEWEST_MASKED, 2 * sites // 3 + 1), bits=request.bits or 16)
+
+
+def _shared_noise(
+    request: FederateRequest, aggregation: Masked | Plain, steps: int
+) -> SharedNoise | None:
+    """Return the noise that the smallest site needs, over all rounds and the spare ones.
+
+    Raises:
+        ConfigError: with so many colluding sites too few would add their share.
+    """
+    smallest, epsilon = request.smallest_site, request.epsilon
+    if smallest is None or epsilon is None or not isinstance(aggregation, Masked):
+        return None
+    honest = aggregation.threshold - max(1, request.colluding_sites)
+    if honest < _FEWEST_HONEST:
+        raise ConfigError(
+            f"of {aggregation.threshold} sites in a sum {request.colluding_sites} may collude, "
+            f"and {_FEWEST_HONEST} others must add noise",
+            hint="ask more sites, or allow for fewer colluding ones",
+        )
+    rate = min(request.batch, smallest) / smallest
+    most_steps = steps * (request.rounds + request.spare_rounds)
+    multiplier = calibrate_noise(rate, most_steps, epsilon, request.delta)
+    return SharedNoise(multiplier=multiplier, honest=honest)
 
 
 def _first_line(error: Exception) -> str:

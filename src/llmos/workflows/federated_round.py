@@ -30,6 +30,7 @@ from llmos.federations.manifest import Manifest, Plain
 UPLOAD: Final = "upload"
 ROUND_TYPE: Final = "application/vnd.llmos.federated-round+json"
 Vector = NDArray[np.float32]
+Update = NDArray[np.float32] | NDArray[np.int32]  # noisy integers where the sites share noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +163,11 @@ def header(manifest: Manifest, task: Task) -> Header:
         attempt=task.attempt,
         bits=bits,
     )
+
+
+def update_type(manifest: Manifest) -> np.dtype[Any]:
+    """Return how a site keeps an update of this job."""
+    return np.dtype("<f4" if manifest.shared_noise is None else "<i4")
 
 
 def new(digests: Mapping[str, bytes], site: str, body: bytes) -> bool:

@@ -83,6 +83,12 @@ def run(model: str, who: Principal, parts: Parts) -> Inverted:
             hint="run it at a site, on a model that a federated job has made",
         )
     manifest = manifests.parse(entry.card["federated"])
+    if manifest.shared_noise is not None:
+        raise MeasurementError(
+            f"the sites of {manifest.id} sent sums of gradients under shared noise, which this "
+            "attack knows nothing of",
+            hint="`llmos measure` without --inversion tells what the model itself gives away",
+        )
     card = parts.datasets.card(entry.card["dataset"])
     with parts.kernel.monitor.admit(
         who,

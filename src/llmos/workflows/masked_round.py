@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -32,24 +33,26 @@ from llmos.engines.federated.messages import (
 )
 from llmos.engines.federated.secure_aggregation import Participant
 from llmos.engines.federated.session import Session, Sign, Verify
+from llmos.engines.federated.shared_noise import SharedNoise
 from llmos.errors import RequestError, UpdateRefused
 from llmos.federations.manifest import Manifest, Masked
-from llmos.workflows.federated_round import UPLOAD, Mean, Task, new
+from llmos.workflows.federated_round import UPLOAD, Mean, Task, Update, new
 
 ADVERTISE, SHARE, CONFIRM, UNMASK = "advertise", "share", "confirm", "unmask"
 _PHASES: Final = (ADVERTISE, SHARE, UPLOAD, CONFIRM, UNMASK, "done")
 # Adam moves a weight by about the learning rate a step; twice that is cut off hardly ever.
 _HEADROOM: Final = 2.0
 _MOST_JSON_BYTES: Final = 1 << 22
-Vector = NDArray[np.float32]
 
 
 def session_of(task: Task, manifest: Manifest) -> tuple[Session, FixedPoint]:
     """Return what coordinator and sites must agree on, from the signed task and manifest alone."""
     assert isinstance(manifest.aggregation, Masked)  # noqa: S101 - asked for such jobs only
-    local = manifest.local
-    limit = _HEADROOM * local.learning_rate * local.steps
-    fixed = FixedPoint(limit, manifest.aggregation.bits, len(task.participants))
+    if manifest.shared_noise is not None:
+        fixed = grid_of(task, manifest).fixed
+    else:
+        limit = _HEADROOM * manifest.local.learning_rate * manifest.local.steps
+        fixed = FixedPoint(limit, manifest.aggregation.bits, len(task.participants))
     update = Header(
         encoding=Encoding.INTEGERS,
         layout=bytes.fromhex(manifest.layout),
@@ -62,8 +65,28 @@ def session_of(task: Task, manifest: Manifest) -> tuple[Session, FixedPoint]:
     return Session(task.job, sites, manifest.aggregation.threshold, update), fixed
 
 
-def weight_of(task: Task, site: str) -> float:
-    """Return the factor of a site's update: its units, against those of the largest site."""
+def grid_of(task: Task, manifest: Manifest) -> SharedNoise:
+    """Return the grid and the noise of a job whose sites share it."""
+    privacy = manifest.privacy
+    assert privacy is not None  # noqa: S101 - asked for such jobs only
+    assert privacy.shared is not None  # noqa: S101
+    return SharedNoise(
+        clip_norm=privacy.clip,
+        multiplier=privacy.shared.multiplier,
+        honest=privacy.shared.honest,
+        entries=manifest.parameters,
+        sites=len(task.participants),
+    )
+
+
+def weight_of(task: Task, manifest: Manifest, site: str) -> float:
+    """Return what a site counts in the mean, in what it is divided by.
+
+    Its units, against those of the largest site, by which it multiplies its update. Where the sites
+    share noise each unit counts the same, so that each site counts the units that it draws.
+    """
+    if manifest.shared_noise is not None:
+        return float(min(manifest.local.batch, task.participants[site]))
     return task.participants[site] / max(task.participants.values())
 
 
@@ -149,7 +172,11 @@ class MaskedAttempt:
         if self._total is None:
             return None
         total = fixed_point.from_residues(self._total, self._fixed)
-        weight = sum(weight_of(self.task, site) for site in self._sites)
+        weight = sum(weight_of(self.task, self.manifest, site) for site in self._sites)
+        if self.manifest.shared_noise is not None:
+            # downhill, in units in which a gradient as long as the clip moves each weight by 1
+            assert self.manifest.privacy is not None  # noqa: S101 - it has the noise
+            weight *= -self.manifest.privacy.clip / math.sqrt(self.manifest.parameters)
         return Mean((total / weight).astype(np.float32), self._sites)
 
     def largest_body(self) -> int:
@@ -163,7 +190,7 @@ class MaskedPart:
     def __init__(self, task: Task, manifest: Manifest, site: str, sign: Sign) -> None:
         """Begin; the other sites' certificates come with the first message."""
         self._session, self._fixed = session_of(task, manifest)
-        self._task, self._site, self._sign = task, site, sign
+        self._task, self._manifest, self._site, self._sign = task, manifest, site, sign
         self._participant: Participant | None = None
 
     def advertise(self, verify: Verify) -> bytes:
@@ -175,12 +202,18 @@ class MaskedPart:
         """Give everyone's shares of this site's secrets, sealed."""
         return _bytes(self._begun.share_keys(Roster.from_dict(message)))
 
-    def upload(self, message: object, update: Vector) -> bytes:
+    def upload(self, message: object, update: Update) -> bytes:
         """Give the masked update."""
-        weight = weight_of(self._task, self._site)
-        residues = fixed_point.to_residues(
-            update, self._fixed, fixed_point.fresh_generator(), weight=weight
-        )
+        if update.dtype == np.int32:
+            residues = update.view(np.uint32).copy()
+        else:
+            weight = weight_of(self._task, self._manifest, self._site)
+            residues = fixed_point.to_residues(
+                update.astype(np.float32, copy=False),
+                self._fixed,
+                fixed_point.fresh_generator(),
+                weight=weight,
+            )
         return self._begun.mask(Delivery.from_dict(message), residues)
 
     def confirm(self, message: object, check: Callable[[tuple[str, ...]], None]) -> bytes:

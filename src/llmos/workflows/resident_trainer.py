@@ -9,11 +9,10 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from llmos.engines.dp.plan import Performance
-from llmos.engines.dp.randomness import Randomness
-from llmos.engines.dp.rounds import train_round
+from llmos.engines.dp.randomness import Purpose, Randomness
+from llmos.engines.dp.rounds import clipped_sum, train_round
 from llmos.engines.dp.run import prepare
 from llmos.engines.dp.sampling import TrainingRecord
 from llmos.errors import JobInterrupted
@@ -23,8 +22,8 @@ from llmos.kernel import accounting
 from llmos.kernel.monitor import Grant
 from llmos.kernel.policy import Action
 from llmos.models.encoding import encode
-from llmos.workflows import federated_adapter, publish_federated
-from llmos.workflows.federated_round import Task
+from llmos.workflows import federated_adapter, masked_round, publish_federated
+from llmos.workflows.federated_round import Task, Update, Vector, update_type
 from llmos.workflows.parts import Parts
 from llmos.workflows.site_plan import (
     context_of_admission,
@@ -34,7 +33,6 @@ from llmos.workflows.site_plan import (
 )
 from llmos.workflows.site_settlement import settle
 
-Vector = NDArray[np.float32]
 UPDATE_OBJECT: Final = "federated-update"  # the vault's kind of object
 
 
@@ -71,7 +69,7 @@ class ResidentTrainer:
         self._run = prepare(self._adapter, records, self._plan, performance)
         self._self_tested = False
 
-    def train(self, task: Task, weights: Vector, stop: Callable[[], bool]) -> tuple[Vector, float]:
+    def train(self, task: Task, weights: Vector, stop: Callable[[], bool]) -> tuple[Update, float]:
         """Train a round from the global weights (P,); return its update (P,), kept, and seconds.
 
         Raises:
@@ -98,29 +96,51 @@ class ResidentTrainer:
             self._grant.progress(done + steps)
         start = torch.from_numpy(weights.copy()).to(self._adapter.parameters()[0].device)
         began = time.monotonic()
-        trained = train_round(
-            self._run,
-            start,
-            first_step=task.round * steps,
-            steps=steps,
-            randomness=Randomness.fresh(),
-            proximal=manifest.local.proximal,
-            self_tested=self._self_tested,
-            stop=stop,
-        )
-        if trained.steps < steps:
-            raise JobInterrupted(f"{job.id} stopped in round {task.round}")
-        self._self_tested = trained.self_tested
-        update = federated_adapter.to_numpy(trained.weights - start)
+        if manifest.shared_noise is None:
+            update: Update = self._trained(task, start, stop)
+        else:
+            update = self._noisy_sum(task, start)
         seconds = time.monotonic() - began
         self._keep(task, update)
         return update, seconds
 
-    def _keep(self, task: Task, update: Vector) -> None:
+    def _trained(self, task: Task, start: torch.Tensor, stop: Callable[[], bool]) -> Update:
+        """Return what the steps of a round add to the weights."""
+        local = self._job.manifest.local
+        trained = train_round(
+            self._run,
+            start,
+            first_step=task.round * local.steps,
+            steps=local.steps,
+            randomness=Randomness.fresh(),
+            proximal=local.proximal,
+            self_tested=self._self_tested,
+            stop=stop,
+        )
+        if trained.steps < local.steps:
+            raise JobInterrupted(f"{self._job.id} stopped in round {task.round}")
+        self._self_tested = trained.self_tested
+        return federated_adapter.to_numpy(trained.weights - start)
+
+    def _noisy_sum(self, task: Task, start: torch.Tensor) -> Update:
+        """Return the clipped sum of a batch as integers with this site's share of the noise.
+
+        They are kept as they are: the same sum under two draws of noise would have less of it.
+        """
+        found = clipped_sum(self._run, start, step=task.round, self_tested=self._self_tested)
+        self._self_tested = found.self_tested
+        noise = found.randomness.stream(Purpose.NOISE, task.round)
+        grid = masked_round.grid_of(task, self._job.manifest)
+        total = federated_adapter.to_numpy(found.total)
+        return grid.to_residues(total, noise.words).view(np.int32)
+
+    def _keep(self, task: Task, update: Update) -> None:
         """Keep a finished update, so that a killed site does not train and pay for it again."""
         kernel, job = self._parts.kernel, self._job
         before = invitations.invitation(kernel.store, job.id).update_object
-        object_id = kernel.vault.put(UPDATE_OBJECT, update.astype("<f4").tobytes())
+        object_id = kernel.vault.put(
+            UPDATE_OBJECT, update.astype(update_type(job.manifest)).tobytes()
+        )
         with kernel.store.transaction() as conn:
             invitations.change(
                 conn,

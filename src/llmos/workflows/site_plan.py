@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from llmos.data.datasets import DatasetCard
 from llmos.engines.dp.plan import AdamWSettings, DPPlan, GaussianClipping
+from llmos.errors import InvalidPrivacyParameter
 from llmos.federations import invitations
 from llmos.federations.invitations import Invitation, SitePlan
 from llmos.federations.manifest import Manifest, Masked
@@ -28,17 +29,27 @@ def make_plan(manifest: Manifest, card: DatasetCard) -> SitePlan:
     """Fix what this site runs and is charged for: its units and the noise that they need.
 
     Raises:
-        InvalidPrivacyParameter: no noise gives the asked epsilon.
+        InvalidPrivacyParameter: no noise gives the asked epsilon, or that of all sites does not.
     """
     units, privacy = card.units_left, manifest.privacy
     if privacy is None:
         return SitePlan(card.fingerprint, units, None, None)
     batch = min(manifest.local.batch, units)
-    noise = calibrate_noise(batch / units, manifest.most_steps, privacy.epsilon, privacy.delta)
+    if privacy.shared is None:
+        noise = calibrate_noise(batch / units, manifest.most_steps, privacy.epsilon, privacy.delta)
+    else:
+        noise = privacy.shared.multiplier
     plan = SitePlan(card.fingerprint, units, noise, None)
     mechanism = training_plan(manifest, plan).mechanism
     assert mechanism is not None  # noqa: S101 - there is noise
     epsilon = accounting.epsilon(mechanism, privacy.delta)
+    if epsilon > privacy.epsilon:
+        raise InvalidPrivacyParameter(
+            "epsilon",
+            epsilon,
+            f"at most the job's {privacy.epsilon:g}: with {units} units this site takes more "
+            "noise than all share",
+        )
     return SitePlan(card.fingerprint, units, noise, epsilon)
 
 
@@ -82,6 +93,7 @@ def policy_context(
         "epsilon_year_millionths": round(year * _MILLION),
         "minimum_sites": manifest.minimum_sites,
         "secure_aggregation": isinstance(manifest.aggregation, Masked),
+        "shared_noise": manifest.shared_noise is not None,
         "hour_utc": at.hour,
     }
     if consent is not None:

@@ -11,16 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+import numpy as np
+
 from llmos.errors import RequestError, UpdateRefused
 from llmos.federations import invitations
 from llmos.federations.invitations import InvitationState
 from llmos.federations.manifest import Manifest, Masked
 from llmos.parties import signatures, trust
 from llmos.workflows import masked_round
-from llmos.workflows.federated_round import UPLOAD, Task, encode
+from llmos.workflows.federated_round import UPLOAD, Task, Vector, encode
 from llmos.workflows.masked_round import MaskedPart
 from llmos.workflows.parts import Parts
-from llmos.workflows.resident_trainer import Vector
 from llmos.workflows.site_channel import SiteChannel
 from llmos.workflows.site_training import SiteTraining
 
@@ -103,7 +104,9 @@ class SiteRounds:
             body = self._part.upload(message, update)
             self._made = (task.round, task.attempt, UPLOAD), body
         else:
-            body, residual = encode(update, self._residual, self.manifest, task)
+            body, residual = encode(
+                update.astype(np.float32, copy=False), self._residual, self.manifest, task
+            )
         self._send(task, UPLOAD, body)
         self._residual = residual
         self.tell(f"{self.manifest.id}: round {task.round + 1}: sent {len(body):,} bytes")

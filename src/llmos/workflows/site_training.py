@@ -23,9 +23,9 @@ from llmos.jobs.jobs import public_text
 from llmos.kernel.monitor import Grant
 from llmos.kernel.policy import Action
 from llmos.workflows import consent
-from llmos.workflows.federated_round import Task
+from llmos.workflows.federated_round import Task, Update, Vector, update_type
 from llmos.workflows.parts import Parts
-from llmos.workflows.resident_trainer import UPDATE_OBJECT, ResidentTrainer, Vector
+from llmos.workflows.resident_trainer import UPDATE_OBJECT, ResidentTrainer
 from llmos.workflows.site_plan import coordinator_principal, policy_context, training_plan
 from llmos.workflows.site_settlement import charge_of
 
@@ -63,7 +63,7 @@ class SiteTraining:
     tell: Callable[[Happened], None]
     _work: SimpleQueue[_Work | None] = field(default_factory=SimpleQueue)
     _stop: threading.Event = field(default_factory=threading.Event)
-    _updates: dict[int, Vector] = field(default_factory=dict)
+    _updates: dict[int, Update] = field(default_factory=dict)
     _asked: set[int] = field(default_factory=set)
     _thread: threading.Thread | None = None
 
@@ -115,11 +115,11 @@ class SiteTraining:
         """Publish the final weights here, settle, and end."""
         self._work.put(_Work(None, weights))
 
-    def update(self, number: int) -> Vector | None:
+    def update(self, number: int) -> Update | None:
         """Return the update of a round once it is trained."""
         return self._updates.get(number)
 
-    def keep(self, number: int, update: Vector) -> None:
+    def keep(self, number: int, update: Update) -> None:
         """Keep the update of the newest round; those before are over."""
         self._updates = {number: update}
 
@@ -194,4 +194,5 @@ class SiteTraining:
             content = self.parts.kernel.vault.read(object_id, UPDATE_OBJECT, grant)
             number = int(self.job.update_round or 0)
             self._asked.add(number)
-            self.keep(number, np.frombuffer(content, dtype="<f4").astype(np.float32))
+            kept = np.frombuffer(content, dtype=update_type(self.job.manifest))
+            self.keep(number, kept.astype(kept.dtype.newbyteorder("=")))

@@ -68,6 +68,7 @@ def test_a_job_file_that_is_none_proposes_nothing(job: Job, typing: Typing, tmp_
     before = typed("federate", "ls", "--json").value
     file = tmp_path / "job.yaml"
     good = "model: tiny\ndata: notes\nsites: [east, north, south]\n"
+    shared = "epsilon: 3\nshared_noise: true\nsmallest_site: 20\n"
     for text, why in (
         ("- a list", "model: Field required"),
         (good, "names its epsilon"),
@@ -77,6 +78,13 @@ def test_a_job_file_that_is_none_proposes_nothing(job: Job, typing: Typing, tmp_
         (good.replace("south", "west") + "epsilon: 3\n", "west"),
         (good.replace("tiny", "none") + "epsilon: 3\n", "none"),
         (good.replace(", south", "") + "epsilon: 3\n", "secure aggregation takes 3 sites"),
+        (good + "epsilon: 3\nshared_noise: true\n", "smallest_site: UNITS` go together"),
+        (good + "epsilon: 3\nsmallest_site: 20\n", "go together"),
+        (good + shared + "secure_aggregation: false\n", "only sums have it"),
+        (good + shared + "colluding_sites: 2\n", "2 others must add noise"),
+        (good + shared + "local_steps: 4\n", "steps 1"),
+        (good + shared + "bits: 8\n", "always have 32"),
+        (good + shared + "proximal: 0.1\n", "proximal 0"),
         ("a: [", "cannot be read as YAML"),
     ):
         file.write_text(text)

@@ -114,3 +114,34 @@ def test_a_threshold_of_half_of_the_sites_is_refused() -> None:
     with pytest.raises(RequestError, match="more than half"):
         manifests.parse(fields | {"aggregation": {"kind": "masked", "threshold": 3}})
     assert manifests.parse(fields | {"aggregation": {"kind": "masked", "threshold": 4}})
+
+
+SHARED: dict[str, Any] = {
+    "local": FIELDS["local"] | {"steps": 1},
+    "privacy": FIELDS["privacy"] | {"shared": {"multiplier": 1.5, "honest": 2}},
+}
+
+
+def test_noise_is_shared_by_those_that_do_not_collude() -> None:
+    manifest = manifests.parse(FIELDS | SHARED)
+    assert manifest.shared_noise is not None
+    assert manifest.shared_noise.honest == 2
+    assert "noise that 2 honest sites share" in manifests.describe(manifest)
+    assert manifests.parse(FIELDS).shared_noise is None
+    assert manifests.parse(FIELDS | {"privacy": None}).shared_noise is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ({"aggregation": {"kind": "plain"}}, "takes secure aggregation"),
+        ({"local": FIELDS["local"]}, "steps 1"),
+        ({"local": SHARED["local"] | {"proximal": 0.1}}, "proximal 0"),
+        ({"privacy": FIELDS["privacy"] | {"shared": {"multiplier": 1.5, "honest": 3}}}, "collude"),
+        ({"privacy": FIELDS["privacy"] | {"shared": {"multiplier": 1.5, "honest": 1}}}, "honest"),
+        ({"privacy": FIELDS["privacy"] | {"shared": {"multiplier": 0, "honest": 2}}}, "multiplier"),
+    ],
+)
+def test_noise_that_would_be_too_little_is_refused(wrong: dict[str, Any], why: str) -> None:
+    with pytest.raises(RequestError, match=why):
+        manifests.parse(FIELDS | SHARED | wrong)

@@ -32,6 +32,7 @@ TRAINING = {"purpose": "training"}
 FEDERATED = TRAINING | {
     "method": "ffa-lora", "private": True, "epsilon_millionths": 3_000_000,
     "epsilon_year_millionths": 5_000_000, "minimum_sites": 3, "secure_aggregation": True,
+    "shared_noise": False,
     "hour_utc": 21,
 }  # fmt: skip
 

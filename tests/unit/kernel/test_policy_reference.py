@@ -25,6 +25,7 @@ ON_DATA = {Action.TRAIN_PRIVATE, Action.TRAIN_WITHOUT_PRIVACY}
 ASKED_BY_A_COORDINATOR = {
     "purpose": "training", "method": "ffa-lora", "private": True, "epsilon_millionths": 3_000_000,
     "epsilon_year_millionths": 5_000_000, "minimum_sites": 3, "secure_aggregation": True,
+    "shared_noise": False,
     "hour_utc": 21,
 }  # fmt: skip
 OF_MODELS = {Action.CHAT, Action.EXPORT_MODEL, Action.MEASURE}

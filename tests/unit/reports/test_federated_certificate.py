@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import rfc8785
 from tests.certified import DIGEST, NAMES, Job
+from tests.unit.federations.test_manifest import SHARED
 
 from llmos.crypto import dsse
 from llmos.crypto.notes import decode_base64
@@ -279,3 +280,37 @@ def published(job: Job, facts: FederatedFacts, given: dict[str, dict[str, Any]])
         job.coordinator.parts, {"own": {"/action": "report", **logged.details(own)}}
     )["own"]
     return federated_certificate.bundle(envelope, proof, facts, given)
+
+
+def test_shared_noise_is_charged_and_said(tmp_path: Path, tiny_model_folder: Path) -> None:
+    with ExitStack() as stack:
+        job = Job(tmp_path, tiny_model_folder, stack=stack, fields=SHARED).run()
+        written = job.coordinator.report("notes-federated")
+        assert written.certificate is not None
+        verified = check(job, written.certificate.read_bytes())
+        spent = verified.parts[job.signed.manifest.sites[0]].statement.spent
+        assert spent.mechanism["noise_multiplier"] == 1.5
+        said = verified.summary()
+        units = next(line for line in said["protected"] if "differential privacy" in line)
+        assert "a round's sum, also together with 1 of the other sites" in units
+        assert "as much as 2 of them need together" in units
+        envelope = json.loads(written.certificate.read_bytes())["envelope"]
+        predicate = json.loads(decode_base64(envelope["payload"]))["predicate"]
+        assert "invents sites: then a sum has less noise" in predicate["not_protected"][0]
+        # a site that charges for more noise than there is
+        uri, system = job.signed.manifest.sites[0], job.sites["east"]
+        part = register.statements(job.coordinator.kernel.store, job.signed.manifest.id)[uri]
+        payload = json.loads(decode_base64(part["envelope"]["payload"]))
+        payload["spent"]["mechanism"]["noise_multiplier"] = 2.0
+        lie = site_part.seal(
+            statement.parse(payload),
+            {},
+            system.kernel.certificate_key,
+            part["certificate"],
+            job.credentials["east"].key,
+        )
+        anchor = job.coordinator.parties.bundle()
+        with pytest.raises(VerificationFailed, match="other noise than the sites share"):
+            site_part.verify(
+                lie | {"records": part["records"]}, uri, (anchor,), job.signed.manifest
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,17 +13,24 @@ import pytest
 from sqlalchemy import update
 from tests.certified import adapter_of
 from tests.homes import TRAINING, hire, last_records, opened, until
-from tests.unit.federations.test_manifest import FIELDS, KEY
+from tests.unit.federations.test_manifest import FIELDS, KEY, SHARED
 
+from llmos.errors import InvalidPrivacyParameter
 from llmos.federations import invitations
 from llmos.federations import manifest as manifests
 from llmos.federations.invitations import InvitationState
 from llmos.federations.tables import site_jobs
 from llmos.kernel.budget import ReservationState
 from llmos.system import System
-from llmos.workflows import consent, resident_trainer, site_plan, site_settlement, site_training
-from llmos.workflows.federated_round import Task
-from llmos.workflows.resident_trainer import Vector
+from llmos.workflows import (
+    consent,
+    masked_round,
+    resident_trainer,
+    site_plan,
+    site_settlement,
+    site_training,
+)
+from llmos.workflows.federated_round import Task, Vector
 from llmos.workflows.site_training import Happened, SiteTraining
 
 JOB = FIELDS["id"]
@@ -60,9 +68,14 @@ def site(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 @pytest.fixture
 def start(site: System, tiny_model_folder: Path) -> Vector:
     """Let a coordinator propose a job, and return its first weights."""
-    adapter, fields = adapter_of(tiny_model_folder)
+    return propose(site, tiny_model_folder)
+
+
+def propose(site: System, model: Path, **more: Any) -> Vector:
+    adapter, fields = adapter_of(model)
     digest = site.registry.model(TRAINING["model"]).digest
-    signed = manifests.sign(manifests.parse(FIELDS | fields | {"model_digest": digest}), KEY)
+    asked = FIELDS | fields | {"model_digest": digest} | more
+    signed = manifests.sign(manifests.parse(asked), KEY)
     with site.kernel.store.transaction() as conn:
         invitations.receive(conn, signed, "research.example")
     return np.asarray(adapter.vector().numpy())
@@ -152,3 +165,42 @@ def test_when_and_by_whom_a_job_was_admitted_is_kept(site: System) -> None:
     assert plan.admitted_at == datetime(2026, 11, 24, 22, 30, tzinfo=UTC).isoformat()
     assert plan.consent == site.who.id
     training.stop()
+
+
+def shared(multiplier: float) -> dict[str, Any]:
+    noise = {"multiplier": multiplier, "honest": 2}
+    return SHARED | {"privacy": SHARED["privacy"] | {"shared": noise}}
+
+
+def test_a_noisy_sum_is_kept_as_it_was_sent(site: System, tiny_model_folder: Path) -> None:
+    start = propose(site, tiny_model_folder, **shared(2.0))
+    consent.approve(JOB, site.who, site.parts)
+    training, told = work(site)
+    training.train(task(site, 0), start)
+    saw(told, "trained")
+    update = training.update(0)
+    assert update is not None
+    assert update.dtype == np.int32
+    grid = masked_round.grid_of(task(site, 0), training.job.manifest)
+    assert grid.std == pytest.approx(2.0 * grid.sensitivity / math.sqrt(2), rel=1e-3)
+    # most of it is noise: 24 units of which one moves it by less than a third of a noisy entry
+    assert update.std() == pytest.approx(grid.std, rel=0.5)
+    assert site.kernel.budget.reservation(JOB).steps_done == 1
+    training.stop()
+    again, told = work(site)  # the agent was started anew
+    saw(told, "admitted")
+    kept = again.update(0)
+    assert kept is not None
+    assert kept.dtype == np.int32
+    assert np.array_equal(kept, update)  # the same sum under other noise would be told twice
+    assert site.kernel.budget.reservation(JOB).steps_done == 1
+    again.stop()
+
+
+def test_a_site_that_the_shared_noise_does_not_hide_takes_no_part(
+    site: System, tiny_model_folder: Path
+) -> None:
+    propose(site, tiny_model_folder, **shared(0.6))
+    job, card = invitations.invitation(site.kernel.store, JOB), site.datasets.card("notes")
+    with pytest.raises(InvalidPrivacyParameter, match="at most the job's 3: with 24 units"):
+        site_plan.make_plan(job.manifest, card)

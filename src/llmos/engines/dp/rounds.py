@@ -14,7 +14,7 @@ from torch import Tensor
 from llmos.engines.dp.optimizer import ProximalTerm, TrainingState
 from llmos.engines.dp.randomness import Randomness, RandomnessSource
 from llmos.engines.dp.run import Run, threads
-from llmos.engines.dp.trainer import StepReport, Stretch, advance
+from llmos.engines.dp.trainer import StepReport, Stretch, advance, gradient_sum, self_test
 from llmos.errors import EngineError
 from llmos.privacy import Mechanism
 
@@ -93,6 +93,50 @@ def train_round(
         randomness=stretch.randomness.source,
         self_tested=self_tested,
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClippedSum:
+    """The clipped gradients of one step's batch, added up: private data until noise is added."""
+
+    total: Tensor  # (P,)
+    randomness: Randomness  # of sampling; the noise of this step comes from its other stream
+    self_tested: bool  # in this round or before; give it to the next one
+
+
+def clipped_sum(
+    run: Run,
+    weights: Tensor,
+    *,
+    step: int,
+    randomness: Randomness | None = None,
+    self_tested: bool = False,
+) -> ClippedSum:
+    """Sample one step's batch at `weights` and add up its clipped gradients, without noise.
+
+    Args:
+        run: from `prepare`, under a plan with privacy.
+        weights: (P,) that all sites start from.
+        step: 0-based step of the plan.
+        randomness: default: a fresh key.
+        self_tested: what the last round of this run returned; False tests the engine first.
+
+    Raises:
+        SelfTestFailed: the engine found on the batch that it would not train correctly.
+        EngineError: weights or step do not fit the run, or it has no privacy.
+    """
+    if run.plan.privacy is None:
+        raise EngineError("a sum without clipping has no bound that noise could hide")
+    _check(run, weights, step, 1, 0.0)
+    randomness = randomness or Randomness.fresh()
+    draws = run.sampler.batch(step, randomness)
+    start = weights.to(run.performance.device)
+    with threads(run.performance.threads):
+        run.adapter.load_vector(start)
+        self_tested = self_tested or self_test(run, draws)
+        with run.fusion.active():
+            total, _, _ = gradient_sum(run, draws, start)
+    return ClippedSum(total, randomness, self_tested)
 
 
 def _check(run: Run, weights: Tensor, first_step: int, steps: int, proximal: float) -> None:

@@ -74,12 +74,7 @@ def step(run: Run, stretch: Stretch, state: TrainingState) -> tuple[TrainingStat
     started = time.perf_counter()
     plan, number = run.plan, stretch.first_step + state.step
     draws = run.sampler.batch(number, stretch.randomness)
-    total = torch.zeros_like(state.weights)
-    tokens, record_losses = 0, []
-    for microbatch in microbatches(draws, run.lengths, run.performance.microbatch_tokens):
-        batch = collate(run.records, microbatch, run.performance.device)
-        record_losses.append(_add_gradient(run, microbatch, batch, total))
-        tokens += batch.tokens
+    total, tokens, mean_loss = gradient_sum(run, draws, state.weights)
     if plan.privacy is not None:
         stream = stretch.randomness.stream(Purpose.NOISE, number)
         add_gaussian(total, plan.privacy.noise_std, stream)
@@ -95,9 +90,24 @@ def step(run: Run, stretch: Stretch, state: TrainingState) -> tuple[TrainingStat
         variance=noise_variance(plan),
     )
     run.adapter.load_vector(after.weights)
-    mean_loss = torch.cat(record_losses).mean().item() if record_losses else None
     seconds = time.perf_counter() - started
     return after, StepReport(number + 1, plan.steps, seconds, tokens, mean_loss)
+
+
+def gradient_sum(
+    run: Run, draws: Sequence[Draw], weights: Tensor
+) -> tuple[Tensor, int, float | None]:
+    """Return a batch's sum of gradients (P,), clipped under privacy; its tokens and mean loss.
+
+    There is no noise in any of them: the caller adds it before anybody sees the sum.
+    """
+    total = torch.zeros_like(weights)
+    tokens, record_losses = 0, []
+    for microbatch in microbatches(draws, run.lengths, run.performance.microbatch_tokens):
+        batch = collate(run.records, microbatch, run.performance.device)
+        record_losses.append(_add_gradient(run, microbatch, batch, total))
+        tokens += batch.tokens
+    return total, tokens, torch.cat(record_losses).mean().item() if record_losses else None
 
 
 def advance(
@@ -113,7 +123,7 @@ def advance(
     while state.step < steps:
         if not self_tested:
             draws = run.sampler.batch(stretch.first_step + state.step, stretch.randomness)
-            self_tested = _self_test(run, draws)
+            self_tested = self_test(run, draws)
         first = state.weights if unmoved else None
         with run.fusion.active():
             state, report = step(run, stretch, state)
@@ -220,7 +230,7 @@ def _record(run: Run, microbatch: Microbatch, batch: Batch, recorder: Recorder) 
     return per_record
 
 
-def _self_test(run: Run, draws: Sequence[Draw]) -> bool:
+def self_test(run: Run, draws: Sequence[Draw]) -> bool:
     """Check two records of a batch against ordinary autograd; False if the batch is empty."""
     chosen = tuple(draw.records[0] for draw in draws[:2])
     if not chosen:

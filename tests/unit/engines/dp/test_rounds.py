@@ -15,7 +15,7 @@ from llmos.engines.dp.noise import add_gaussian
 from llmos.engines.dp.optimizer import TrainingState, adamw, noise_variance
 from llmos.engines.dp.plan import AdamWSettings, DPPlan, GaussianClipping
 from llmos.engines.dp.randomness import Purpose, Randomness, RandomnessSource
-from llmos.engines.dp.rounds import RoundResult, train_round
+from llmos.engines.dp.rounds import RoundResult, clipped_sum, train_round
 from llmos.engines.dp.run import Run, prepare
 from llmos.engines.dp.trainer import StepReport, fit
 from llmos.errors import EngineError
@@ -199,3 +199,41 @@ def test_divergence_is_an_error_from_the_first_step_of_a_later_round(
     run, weights = sb(make_adapter, replace(PLAN, privacy=None))
     with pytest.raises(EngineError, match="diverged at step 5"):
         one(run, torch.full_like(weights, 1e30), self_tested=True)
+
+
+def test_a_clipped_sum_is_what_a_step_adds_its_noise_to(make_adapter: MakeAdapter) -> None:
+    run, start = sb(make_adapter)
+    found = clipped_sum(run, start, step=4, randomness=SEEDED)
+    assert found.self_tested
+    noisy = found.total.clone()
+    add_gaussian(noisy, PRIVACY.noise_std, SEEDED.stream(Purpose.NOISE, 4))
+    expected = adamw(
+        TrainingState.start(start),
+        noisy.div_(PLAN.expected_batch_units),
+        PLAN.optimizer,
+        rate=PLAN.optimizer.rate(4, PLAN.steps),
+        variance=noise_variance(PLAN),
+    )
+    stepped = one(run, start, steps=1)
+    assert torch.equal(stepped.weights, expected.weights)
+
+
+def test_a_unit_adds_no_more_than_the_clip(make_adapter: MakeAdapter) -> None:
+    everybody = replace(PLAN, expected_batch_units=6)
+    without = replace(PLAN, units=5, expected_batch_units=5)
+    run, start = sb(make_adapter, everybody)
+    rest = [record for record in RECORDS if record.unit != 3]
+    smaller = prepare(run.adapter, rest, without)
+    apart = clipped_sum(run, start, step=0, randomness=SEEDED).total
+    apart = apart - clipped_sum(smaller, start, step=0, randomness=SEEDED).total
+    assert 0.1 * PRIVACY.clip_norm < apart.norm() <= PRIVACY.clip_norm * (1 + 1e-5)
+
+
+def test_a_sum_without_clipping_is_refused(make_adapter: MakeAdapter) -> None:
+    run, start = sb(make_adapter, replace(PLAN, privacy=None))
+    with pytest.raises(EngineError, match="without clipping"):
+        clipped_sum(run, start, step=0)
+    run, start = sb(make_adapter)
+    for wrong in (12, -1):
+        with pytest.raises(EngineError, match="not within the plan"):
+            clipped_sum(run, start, step=wrong)
