@@ -15,8 +15,8 @@ that looks at no data, up to a factor 1 +- 4 exp(-pi^2 r^2) an entry (Peikert 20
 3, with a continuous first step; docs/design/003). With r = 8 and std >= 16 all factors of 10^9
 entries and 10^6 steps together differ from 1 by less than 1e-250; mixtures over sampled batches
 keep them. The sampler draws exactly these integers (`discrete_gaussian.py`), and the rounding to
-the grid is paid for by `sensitivity`. Not covered: float32, in which a clipped sum is added up in an
-order that depends on the batch, as in any training (engines/dp/README.md).
+the grid is paid for by `sensitivity`. Not covered: float32, in which a clipped sum is added up, in
+an order that depends on the batch, as in any training (engines/dp/README.md).
 """
 
 from __future__ import annotations
