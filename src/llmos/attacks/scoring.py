@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from llmos.attacks.scores import Scores
 from llmos.errors import MeasurementError
+from llmos.models.prefix import Prefix
 
 CHUNK_ROWS: Final = 256  # label positions whose logits are held in float32 at one time
 
@@ -59,35 +60,46 @@ def _batches(records: Sequence[EncodedRecord], batch_tokens: int) -> Iterator[li
 
 
 def _label_logits(
-    model: nn.Module, ids: Tensor, attention_mask: Tensor, labels: Tensor, *, slices: bool
+    model: nn.Module,
+    entering: dict[str, Tensor],
+    attention_mask: Tensor,
+    labels: Tensor,
+    *,
+    slices: bool,
 ) -> Tensor:
     """Return the logits that predict the tokens at `labels`, a (B, T) mask, as (labels, V)."""
     arguments: dict[str, Any] = {"attention_mask": attention_mask, "use_cache": False}
     positions = labels[:, 1:].any(dim=0).nonzero().squeeze(1)  # (P,) where any row has a label
     if slices:
         arguments["logits_to_keep"] = positions
-    logits: Tensor = model(input_ids=ids, **arguments).logits
+    logits: Tensor = model(**entering, **arguments).logits
     if not slices:
         logits = logits[:, positions]
     return logits[labels[:, 1:][:, positions]]
 
 
 def _score_batch(
-    model: nn.Module, batch: Sequence[EncodedRecord], *, slices: bool
+    model: nn.Module,
+    records: Sequence[EncodedRecord],
+    batch: Sequence[int],
+    prefix: Prefix | None,
+    *,
+    slices: bool,
 ) -> tuple[list[float], list[int]]:
     """Return loss and exact-prefix length of each record of one right-padded batch."""
     device = next(model.parameters()).device
-    width = max(len(record.ids) for record in batch)
+    width = max(len(records[number].ids) for number in batch)
     ids = torch.zeros(len(batch), width, dtype=torch.long)  # (B, T)
     mask = torch.zeros(len(batch), width, dtype=torch.long)
     labels = torch.zeros(len(batch), width, dtype=torch.bool)
-    for row, record in enumerate(batch):
+    for row, record in enumerate(records[number] for number in batch):
         length = len(record.ids)
         ids[row, :length] = torch.tensor(record.ids)
         mask[row, :length] = 1
         labels[row, record.labels_from : length] = True
     ids, mask, labels = ids.to(device), mask.to(device), labels.to(device)
-    logits = _label_logits(model, ids, mask, labels, slices=slices)
+    entering = {"input_ids": ids} if prefix is None else {"inputs_embeds": prefix.entering(batch)}
+    logits = _label_logits(model, entering, mask, labels, slices=slices)
     targets = ids[labels]
     losses, hits = [], []
     for start in range(0, len(targets), CHUNK_ROWS):
@@ -104,13 +116,18 @@ def _score_batch(
 
 
 def score(
-    model: nn.Module, records: Sequence[EncodedRecord], *, batch_tokens: int = 2048
+    model: nn.Module,
+    records: Sequence[EncodedRecord],
+    *,
+    prefix: Prefix | None = None,
+    batch_tokens: int = 2048,
 ) -> Scores:
     """Score each record once with teacher forcing; logits are made at label positions only.
 
     Args:
         model: a Hugging Face causal language model; its mode is restored afterwards.
         records: right-padded together in batches sorted by length.
+        prefix: of these records: the blocks below it are not run again.
         batch_tokens: most padded tokens in one forward pass; a longer record goes alone.
 
     Raises:
@@ -125,10 +142,10 @@ def score(
     slices = "logits_to_keep" in inspect.signature(model.forward).parameters
     losses = np.zeros(len(records))
     prefixes = np.zeros(len(records), dtype=np.int64)
-    with _evaluating(model):
+    with _evaluating(model), nullcontext() if prefix is None else prefix.rest():
         for batch in _batches(records, batch_tokens):
             losses[batch], prefixes[batch] = _score_batch(
-                model, [records[i] for i in batch], slices=slices
+                model, records, batch, prefix, slices=slices
             )
     tokens = np.array([len(record.ids) - record.labels_from for record in records], dtype=np.int64)
     return Scores(losses, tokens, prefixes)

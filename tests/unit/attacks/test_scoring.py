@@ -12,6 +12,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from llmos.attacks.scores import Scores
 from llmos.attacks.scoring import score
 from llmos.errors import MeasurementError
+from llmos.models import prefix
+from llmos.models.blocks import find_blocks
 
 VOCABULARY = 48
 
@@ -172,3 +174,23 @@ def test_sums_select_and_refusals() -> None:
     with pytest.raises(MeasurementError, match="outside"):
         found.prefix_match_rate([0] * len(found))
     assert math.isfinite(found.loss_per_token)
+
+
+@pytest.mark.parametrize("batch_tokens", [40, 2048])
+def test_blocks_that_were_run_before_are_not_run_again(batch_tokens: int) -> None:
+    model, items = llama(), records()
+    blocks = find_blocks(model)
+    begun = prefix.compute(blocks, 1, model.model, items, batch_tokens=64)
+    expected = score(model, items)
+    runs: list[int] = []
+    handles = [
+        block.register_forward_hook(lambda *_, position=position: runs.append(position))
+        for position, block in enumerate(model.model.layers)
+    ]
+    found = score(model, items, prefix=begun, batch_tokens=batch_tokens)
+    for handle in handles:
+        handle.remove()
+    assert set(runs) == {1}
+    assert np.allclose(found.loss_nats, expected.loss_nats, atol=1e-4)
+    assert (found.exact_prefix == expected.exact_prefix).all()
+    assert model.get_submodule(blocks.name) is blocks.modules

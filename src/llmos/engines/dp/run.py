@@ -14,6 +14,7 @@ from llmos.engines.dp.loss import LanguageModel
 from llmos.engines.dp.plan import DPPlan, Performance
 from llmos.engines.dp.sampling import Sampler, TrainingRecord
 from llmos.models.lora import LoraAdapter
+from llmos.models.prefix import Prefix
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,7 +30,7 @@ class Run:
     sampler: Sampler
     fusion: Fusion
     scratch: Scratch
-    cache: prefix.PrefixCache | None
+    cache: Prefix | None
 
 
 def prepare(
