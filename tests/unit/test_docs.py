@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import re
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+import yaml
 
 from llmos import errors
 from llmos.cli import reference
 from llmos.cli.main import llmos
 from llmos.config import Config
+from llmos.kernel import accounting
+from llmos.privacy import PoissonSampledGaussian
+from llmos.workflows.calibration import calibrate_noise
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,3 +78,20 @@ def test_readme_shows_the_two_commands_and_both_languages_link_each_other() -> N
         assert "@@" not in text, "a figure was not filled in"
         assert "make demo" in text
         assert "make test" in text
+
+
+@pytest.mark.parametrize("units", [300, 600, 2000])
+def test_the_job_of_the_federated_page_fits_the_budget_that_stands_above_it(units: int) -> None:
+    text = (ROOT / "docs/federated.md").read_text()
+    imported = re.search(r"data import .* --epsilon (\S+) --delta (\S+)", text)
+    example = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert imported is not None
+    assert example is not None
+    budget, delta = (float(number) for number in imported.groups())
+    job = yaml.safe_load(example[1])
+    steps = (job["rounds"] + job["spare_rounds"]) * job["local_steps"]
+    rate = job["batch"] / units
+    noise = calibrate_noise(rate, steps, job["epsilon"], job["delta"])
+    order = accounting.fixed_order(budget, delta)
+    cost = accounting.renyi(PoissonSampledGaussian(rate, noise, steps), order)
+    assert cost < 0.3 * accounting.renyi_cap(budget, delta, order)
