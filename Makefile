@@ -11,6 +11,9 @@ COVERING := $(addprefix tests/unit/,kernel crypto databases accounts jobs partie
 # Tests are skipped without them: a software token, a compiler for the disk that fails, a clock that jumps.
 TEST_TOOLS := softhsm2 gcc libc6-dev faketime
 
+# Where it is set (many containers set it) each command would compile PyTorch and all else anew: 5 to 15 s.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-postgres check lint fmt types layers unit bench nightly clean help
 
 help:            ## list the targets
