@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import threading
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -127,12 +128,15 @@ def build_app(
 
 
 def _tick(coordinator: Coordinator, ended: threading.Event) -> None:
-    """Look at jobs and deadlines until the server ends; what fails is tried again."""
+    """Look at jobs and deadlines until the server ends; whatever fails is tried again."""
     while not ended.wait(TICK_S):
         try:
             coordinator.tick()
         except LlmosError as error:
             _LOG.error("the coordinator's clock: %s", error.message)
+        except Exception as error:  # noqa: BLE001 - without its clock no job would ever go on
+            frames = "".join(traceback.format_tb(error.__traceback__))
+            _LOG.error("the coordinator's clock: %s\n%s", type(error).__name__, frames)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,27 +224,15 @@ class Desk:
         site = await self.site_of(request)
         params = request.path_params
         job = str(params["job"])
-        body = await read_message(request, self.coordinator, site, job)
-        number, attempt = int(params["round"]), int(params["attempt"])
-        await run_in_threadpool(
-            self.coordinator.receive, site, job, number, attempt, str(params["phase"]), body
-        )
+        part = site, job, int(params["round"]), int(params["attempt"]), str(params["phase"])
+        largest = await run_in_threadpool(self.coordinator.largest_body, *part)
+        try:
+            body = await read_body(request, largest)
+        except RequestTooLarge as error:
+            await run_in_threadpool(self.coordinator.refuse, site, job, error.message)
+            raise
+        await run_in_threadpool(self.coordinator.receive, *part, body)
         return Response(status_code=200)
-
-
-async def read_message(request: Request, coordinator: Coordinator, site: str, job: str) -> bytes:
-    """Read a site's message for a round, which may be as long as the round says.
-
-    Raises:
-        UnknownJob: the site has no such job.
-        UpdateRefused: it is longer; the site is named in the log.
-    """
-    largest = await run_in_threadpool(coordinator.largest_body, site, job)
-    try:
-        return await read_body(request, largest)
-    except RequestTooLarge as error:
-        await run_in_threadpool(coordinator.refuse, site, job, error.message)
-        raise
 
 
 async def read_body(request: Request, largest: int) -> bytes:
