@@ -24,8 +24,18 @@ MANIFEST_TYPE: Final = "application/vnd.llmos.federated-job+json"
 ANSWER_TYPE: Final = "application/vnd.llmos.federated-answer+json"
 FEWEST_MASKED: Final = 3  # of two sites each would learn the other's update from the sum
 _MOST_SITES: Final = 1000
+_MOST_SUM_BITS: Final = 32  # of an entry of a masked sum: the engine's words
+_LONGEST_PURPOSE: Final = 200
 
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+AuthorityUri = Annotated[str, Field(pattern=r"^spiffe://[a-z0-9.-]{1,63}/authority$")]
+Timestamp = Annotated[
+    str,
+    Field(
+        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}"
+        r"(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})$"
+    ),
+]
 PartyUri = Annotated[str, Field(pattern=r"^spiffe://[a-z0-9.-]{1,63}/party/[a-z0-9-]{1,63}$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
@@ -111,8 +121,8 @@ class Manifest(Value):
 
     type: Literal["llmos.federated-job/v1"] = "llmos.federated-job/v1"
     id: str = Field(pattern=r"^fed-[0-9a-f]{16}$")
-    created_at: str
-    coordinator: str
+    created_at: Timestamp
+    coordinator: AuthorityUri
     model: Name
     model_digest: Hash
     dataset: Name
@@ -120,7 +130,7 @@ class Manifest(Value):
     output: Name
     adapter: Adapter
     layout: Hash  # of the vector of trained weights: names, sizes, order
-    parameters: int = Field(ge=1)
+    parameters: int = Field(ge=1, lt=2**32)
     local: Local
     server: Server
     privacy: Privacy | None
@@ -201,16 +211,51 @@ def open_manifest(envelope: Mapping[str, Any], verifier: Verifier) -> SignedMani
 
 
 def stored(envelope: dict[str, Any]) -> SignedManifest:
-    """Read an envelope that was checked when it was stored."""
-    return SignedManifest(parse(json.loads(decode_base64(envelope["payload"]))), envelope)
+    """Read an envelope that was checked when it was stored, by the rules of that time."""
+    return SignedManifest(_read(json.loads(decode_base64(envelope["payload"]))), envelope)
 
 
 def parse(fields: object) -> Manifest:
-    """Read a manifest.
+    """Read a manifest and check it.
 
     Raises:
         RequestError: a field is missing, unknown or out of range; the first one is named.
     """
+    manifest = _read(fields)
+    check(manifest)
+    return manifest
+
+
+def check(manifest: Manifest) -> None:
+    """Refuse what must not run, although homes may have kept such manifests of earlier versions.
+
+    Raises:
+        RequestError: the purpose is no short printable line, or the numbers allow for sums that
+            overflow, or for more colluding sites than secure aggregation withstands.
+    """
+    purpose = manifest.purpose
+    if not (0 < len(purpose) <= _LONGEST_PURPOSE and purpose.isprintable()):
+        raise RequestError(f"purpose: it is not one line of up to {_LONGEST_PURPOSE} characters")
+    if not isinstance(masked := manifest.aggregation, Masked):
+        return
+    sites = len(manifest.sites)
+    if manifest.shared_noise is None:
+        if masked.bits + (sites - 1).bit_length() > _MOST_SUM_BITS:
+            raise RequestError(
+                f"aggregation.bits: a sum of {sites} sites of {masked.bits} bits each does not fit "
+                f"{_MOST_SUM_BITS} bits"
+            )
+        return
+    # Bonawitz et al. 2017, Theorem 6.5, and two more in every sum: `colluders` of the engine
+    withstood = min(2 * masked.threshold - sites - 1, masked.threshold - 2)
+    if (colluding := masked.threshold - manifest.shared_noise.honest) > withstood:
+        raise RequestError(
+            f"privacy.shared.honest: secure aggregation of {sites} sites with threshold "
+            f"{masked.threshold} withstands {withstood} colluding sites, not {colluding}"
+        )
+
+
+def _read(fields: object) -> Manifest:
     try:
         return Manifest.model_validate(fields)
     except ValidationError as error:

@@ -10,19 +10,31 @@ import asyncio
 import json
 import logging
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+import traceback
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Any, Final
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from llmos.errors import LlmosError, RequestError, RequestTooLarge
+from llmos.errors import (
+    AuthenticationError,
+    CertificateRefused,
+    LlmosError,
+    RequestError,
+    RequestTooLarge,
+    TooManyRequests,
+)
 from llmos.federations.statement import LARGEST_PART_BYTES
 from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action
@@ -43,6 +55,9 @@ from llmos.workflows.parts import Parts
 POLL_S: Final = 10.0  # how long a site's question waits for news
 TICK_S: Final = 0.5
 MAX_SITE_REQUESTS: Final = 256  # each site has one question open, and sends beside it
+MAX_CALLS_OF_A_SITE: Final = 16  # some may be left of links that were cut
+BODY_S: Final = 30.0  # and for each byte that is expected, at the rate below
+SLOWEST_BYTES_S: Final = 1 << 16
 _LOG: Final = logging.getLogger("llmos.server")
 _MOST_JSON_BYTES: Final = 1 << 16
 
@@ -127,12 +142,15 @@ def build_app(
 
 
 def _tick(coordinator: Coordinator, ended: threading.Event) -> None:
-    """Look at jobs and deadlines until the server ends; what fails is tried again."""
+    """Look at jobs and deadlines until the server ends; whatever fails is tried again."""
     while not ended.wait(TICK_S):
         try:
             coordinator.tick()
         except LlmosError as error:
             _LOG.error("the coordinator's clock: %s", error.message)
+        except Exception as error:  # noqa: BLE001 - without its clock no job would ever go on
+            frames = "".join(traceback.format_tb(error.__traceback__))
+            _LOG.error("the coordinator's clock: %s\n%s", type(error).__name__, frames)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +161,7 @@ class Desk:
     ca: PartyAuthority
     who: Principal
     changes: Changes
+    under_way: Counter[str] = field(default_factory=Counter)  # calls by site
 
     @property
     def routes(self) -> list[Route]:
@@ -159,13 +178,43 @@ class Desk:
         ]
 
     async def site_of(self, request: Request) -> str:
-        """Return who calls; the handshake has checked the certificate and its revocation."""
+        """Return who calls, if its certificate is good now: a connection outlives its handshake.
+
+        Raises:
+            AuthenticationError: it showed no certificate, or one that was revoked or is out of date
+                by now.
+        """
         certificate, at = peer_certificate(request.scope), datetime.now(UTC)
 
         def named() -> str:
-            return peers.verify(certificate, (self.ca.anchor(self.who, at),), at).uri
+            anchor = self.ca.anchor(self.who, at)
+            try:
+                site = peers.verify(certificate, (anchor,), at).uri
+            except CertificateRefused as error:
+                raise AuthenticationError(error.message) from error
+            serial = certificate.serial_number
+            if any(crl.get_revoked_certificate_by_serial_number(serial) for crl in anchor.crls):
+                raise AuthenticationError(f"the certificate of {site} was revoked")
+            return site
 
         return await run_in_threadpool(named)
+
+    @asynccontextmanager
+    async def call_of(self, request: Request) -> AsyncIterator[str]:
+        """Yield who calls, for the time of its call.
+
+        Raises:
+            AuthenticationError: its certificate is not good now.
+            TooManyRequests: so many calls of this site are under way.
+        """
+        site = await self.site_of(request)
+        if self.under_way[site] >= MAX_CALLS_OF_A_SITE:
+            raise TooManyRequests(f"{self.under_way[site]} calls of {site} are under way")
+        self.under_way[site] += 1
+        try:
+            yield site
+        finally:
+            self.under_way[site] -= 1
 
     async def keys(self, request: Request) -> Response:
         """Show this home's public keys."""
@@ -174,73 +223,64 @@ class Desk:
 
     async def poll(self, request: Request) -> Response:
         """Answer when there is something new for a site, or after `POLL_S`."""
-        site = await self.site_of(request)
-        asked = await read_json(request)
+        async with self.call_of(request):
+            asked = await read_json(request)
+            await self._news(asked)
+            site = await self.site_of(request)  # it may have been revoked while it waited
+            now = self.coordinator.instance, self.coordinator.version
+            instructions = await run_in_threadpool(self.coordinator.instructions, site)
+        answer = {"instance": now[0], "version": now[1], "instructions": instructions}
+        return JSONResponse(answer)
+
+    async def _news(self, asked: dict[str, Any]) -> None:
+        """Wait until there is something that a site has not seen, `POLL_S` at most."""
         until = asyncio.get_running_loop().time() + POLL_S
         while True:
             news = self.changes.next()
-            version = self.coordinator.version
-            now = (self.coordinator.instance, version)
+            now = (self.coordinator.instance, self.coordinator.version)
             left = until - asyncio.get_running_loop().time()
             if (asked.get("instance"), asked.get("seen")) != now or left <= 0:
-                break
-            try:
+                return
+            with suppress(TimeoutError):
                 await asyncio.wait_for(news.wait(), left)
-            except TimeoutError:
-                break
-        instructions = await run_in_threadpool(self.coordinator.instructions, site)
-        answer = {"instance": now[0], "version": version, "instructions": instructions}
-        return JSONResponse(answer)
 
     async def answer(self, request: Request) -> Response:
         """Take a site's yes or no to a job."""
-        site = await self.site_of(request)
-        envelope = await read_json(request)
         job = str(request.path_params["job"])
-        await run_in_threadpool(self.coordinator.answer, site, job, envelope)
+        async with self.call_of(request) as site:
+            envelope = await read_json(request)
+            await run_in_threadpool(self.coordinator.answer, site, job, envelope)
         return Response(status_code=200)
 
     async def statement(self, request: Request) -> Response:
         """Take what a site states after a job."""
-        site = await self.site_of(request)
-        part = await read_json(request, LARGEST_PART_BYTES)
         job = str(request.path_params["job"])
-        await run_in_threadpool(self.coordinator.statement, site, job, part)
+        async with self.call_of(request) as site:
+            part = await read_json(request, LARGEST_PART_BYTES)
+            await run_in_threadpool(self.coordinator.statement, site, job, part)
         return Response(status_code=200)
 
     async def weights(self, request: Request) -> Response:
         """Give the global weights that a task names."""
-        site = await self.site_of(request)
         job, digest = (str(request.path_params[name]) for name in ("job", "digest"))
-        content = await run_in_threadpool(self.coordinator.weights, site, job, digest)
+        async with self.call_of(request) as site:
+            content = await run_in_threadpool(self.coordinator.weights, site, job, digest)
         return Response(content, media_type="application/octet-stream")
 
     async def message(self, request: Request) -> Response:
         """Take a site's part of a round."""
-        site = await self.site_of(request)
-        params = request.path_params
-        job = str(params["job"])
-        body = await read_message(request, self.coordinator, site, job)
-        number, attempt = int(params["round"]), int(params["attempt"])
-        await run_in_threadpool(
-            self.coordinator.receive, site, job, number, attempt, str(params["phase"]), body
-        )
+        params, call = request.path_params, run_in_threadpool
+        job, phase = str(params["job"]), str(params["phase"])
+        async with self.call_of(request) as site:
+            part = site, job, int(params["round"]), int(params["attempt"]), phase
+            largest = await call(self.coordinator.largest_body, *part)
+            try:
+                body = await read_body(request, largest)
+            except RequestTooLarge as error:
+                await call(self.coordinator.refuse, site, job, error.message)
+                raise
+            await call(self.coordinator.receive, *part, body)
         return Response(status_code=200)
-
-
-async def read_message(request: Request, coordinator: Coordinator, site: str, job: str) -> bytes:
-    """Read a site's message for a round, which may be as long as the round says.
-
-    Raises:
-        UnknownJob: the site has no such job.
-        UpdateRefused: it is longer; the site is named in the log.
-    """
-    largest = await run_in_threadpool(coordinator.largest_body, site, job)
-    try:
-        return await read_body(request, largest)
-    except RequestTooLarge as error:
-        await run_in_threadpool(coordinator.refuse, site, job, error.message)
-        raise
 
 
 async def read_body(request: Request, largest: int) -> bytes:
@@ -248,13 +288,19 @@ async def read_body(request: Request, largest: int) -> bytes:
 
     Raises:
         RequestTooLarge: it is longer.
+        HTTPException: it takes longer than a slow link needs for so many bytes (408).
     """
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > largest:
-            raise RequestTooLarge(f"the message is larger than the expected {largest} bytes")
-        parts.append(part)
+    try:
+        async with asyncio.timeout(BODY_S + largest / SLOWEST_BYTES_S):
+            async for part in request.stream():
+                size += len(part)
+                if size > largest:
+                    message = f"the message is larger than the expected {largest} bytes"
+                    raise RequestTooLarge(message)
+                parts.append(part)
+    except TimeoutError as error:
+        raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, headers={"Connection": "close"}) from error
     return b"".join(parts)
 
 

@@ -61,6 +61,8 @@ class FederationVerbs:
             self.parts.who, Action.COORDINATE, kernel.home, details=details
         ) as conn:
             register.end(conn, job, FederatedState.CANCELLED, reason)
+        if job.checkpoint is not None:
+            kernel.vault.delete(job.checkpoint)
         return self.facts(job_id)
 
     # as site

@@ -11,11 +11,11 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 
 from llmos.errors import (
     AggregationAborted,
-    JobError,
+    EngineError,
     LlmosError,
     UnknownJob,
     UpdateRefused,
@@ -23,20 +23,17 @@ from llmos.errors import (
 )
 from llmos.federations import register
 from llmos.federations.register import FederatedJob, FederatedState
-from llmos.jobs.jobs import public_text
 from llmos.kernel.identity import Principal
-from llmos.kernel.policy import Action
 from llmos.workflows import coordinated_round, publish_federated, running_federation
+from llmos.workflows.coordinator_records import CoordinatorRecords
 from llmos.workflows.ended_federations import EndedFederations
-from llmos.workflows.federated_round import UPLOAD
+from llmos.workflows.federated_round import Attempt
 from llmos.workflows.federated_state import weights_bytes, weights_sha256
 from llmos.workflows.masked_round import MaskedAttempt
 from llmos.workflows.parts import Parts
 from llmos.workflows.running_federation import Running, read_answer
-from llmos.workflows.validation import Validation
+from llmos.workflows.setbacks import PASSING, Setbacks
 
-LIVE_S: Final = 30.0  # a site that was not heard of for so long takes no part in a new attempt
-PHASE_S: Final = 60.0  # for what takes a site no training
 Told = Callable[[str], None]
 
 
@@ -61,6 +58,8 @@ class Coordinator:
         self._lock = threading.RLock()
         self._running: dict[str, Running] = {}
         self._ended = EndedFederations(who, parts)
+        self._setbacks = Setbacks(tell)
+        self._records = CoordinatorRecords(who, parts, tell)
         self._heard: dict[str, float] = {}
         self.instance = secrets.token_hex(8)  # versions of another process say nothing
         self.version = 1
@@ -89,19 +88,9 @@ class Coordinator:
             before = run.answers.get(site)
             if before is not None and before["vkey"] != said["vkey"]:
                 raise VerificationFailed(f"{site} answers with another key than before")
-            details = {"job": job_id, "site": site, "accepted": said["accepted"]}
-            with self._act(details) as conn:
-                register.keep_answer(conn, job_id, site, envelope)
-            run.answers[site] = said
-            if run.attempt is None:
-                run.began = time.monotonic()  # those that have not answered get their time
-            word = "takes part" if said["accepted"] else f"does not take part: {said['reason']}"
-            self._tell(f"{job_id}: {site} {word}")
-            if run.attempt is not None and not said["accepted"]:
-                self._abort(run, f"{site} has left")
-            elif before is not None and isinstance(run.attempt, MaskedAttempt):
-                # an agent that began anew has lost the secrets of the attempt under way
-                self._abort(run, f"{site} has come back")
+            self._records.answer(job_id, site, said, envelope)
+            if (why := run.take_answer(site, said)) is not None:
+                self._abort(run, why)
             self._bump()
         self.tick()
 
@@ -120,12 +109,14 @@ class Coordinator:
             try:
                 run.check(site, number, attempt).receive(site, phase, body)
             except UpdateRefused as refused:
-                self._note_refusal(job_id, refused)
+                self._records.refusal(job_id, refused)
                 raise
+            except AggregationAborted as aborted:
+                self._abort(run, aborted.message)
             run.bytes_up[site] = run.bytes_up.get(site, 0) + len(body)
             if run.attempt is not None and run.attempt.phase != before:
                 run.phase_began = time.monotonic()
-            self._conclude(run)
+            self._carry_on(run, self._conclude)
             self._bump()
 
     def statement(self, site: str, job_id: str, part: Mapping[str, Any]) -> None:
@@ -155,15 +146,19 @@ class Coordinator:
             raise UnknownJob(f"{job_id} has no such weights now")
         return weights_bytes(state)
 
-    def largest_body(self, site: str, job_id: str) -> int:
-        """Return how many bytes the next message of a job may have.
+    def largest_body(self, site: str, job_id: str, number: int, attempt: int, phase: str) -> int:
+        """Return how many bytes a site's message for a round may have.
 
         Raises:
             UnknownJob: the site has no such job.
+            UpdateRefused: the message comes too late; the site is named in the log.
         """
         with self._lock:
-            attempt = self._of(site, job_id).attempt
-            return 0 if attempt is None else attempt.largest_body()
+            try:
+                return self._of(site, job_id).check(site, number, attempt).largest_body(phase)
+            except UpdateRefused as refused:
+                self._records.refusal(job_id, refused)
+                raise
 
     def refuse(self, site: str, job_id: str, why: str) -> NoReturn:
         """Refuse a message that was not read to its end.
@@ -173,7 +168,7 @@ class Coordinator:
         """
         with self._lock:
             refused = UpdateRefused(site, why)
-            self._note_refusal(job_id, refused)
+            self._records.refusal(job_id, refused)
             raise refused
 
     # what time brings
@@ -183,16 +178,26 @@ class Coordinator:
         with self._lock:
             self._reload()
             for run in list(self._running.values()):
-                try:
-                    self._advance(run)
-                except LlmosError as error:
-                    self._end(run, FederatedState.FAILED, error.message)
+                self._carry_on(run, self._advance)
 
     # inside
 
-    def _note_refusal(self, job_id: str, refused: UpdateRefused) -> None:
-        self._record({"job": job_id, "refused": refused.site, "why": refused.message})
-        self._tell(f"{job_id}: {refused.message}")
+    def _carry_on(self, run: Running, act: Callable[[Running], None]) -> None:
+        """Do what is next for a job; whatever comes of it, the others go on.
+
+        What is wrong with the home passes, and is tried again; what is wrong with the job ends it.
+        """
+        if self._setbacks.rests(run.job.id):
+            return
+        try:
+            act(run)
+        except PASSING as error:
+            self._setbacks.suffer(run.job.id, error)
+        except Exception as error:  # noqa: BLE001 - one job must not stop the clock of all
+            self._fail(run.job, error)
+        else:
+            if not run.finishing:
+                self._setbacks.overcome(run.job.id)
 
     def _of(self, site: str, job_id: str) -> Running:
         run = self._running.get(job_id)
@@ -202,24 +207,27 @@ class Coordinator:
 
     def _reload(self) -> None:
         for job in register.jobs(self._parts.kernel.store):
-            if job.state is FederatedState.RUNNING and job.id not in self._running:
-                run = running_federation.load(job, self._who, self._parts)
-                run.judge = self._judge_of(job)
-                self._running[job.id] = run
-                self._tell(f"{job.id}: offered to {len(job.manifest.sites)} sites")
-                self._bump()
-            elif job.state is not FederatedState.RUNNING and job.id not in self._ended:
-                self._note_end(job.id)
+            known = self._running if job.state is FederatedState.RUNNING else self._ended
+            if job.id not in known and not self._setbacks.rests(job.id):
+                self._take_up(job)
 
-    def _judge_of(self, job: FederatedJob) -> Validation | None:
-        if job.validation is None:
-            return None
-        judge = Validation(job.manifest, job.validation, self._who, self._parts, self._tell)
-        judge.start()
-        return judge
+    def _take_up(self, job: FederatedJob) -> None:
+        try:
+            if job.state is not FederatedState.RUNNING:
+                self._note_end(job.id)
+                return
+            run = running_federation.load(job, self._who, self._parts, self._tell)
+        except PASSING as error:
+            self._setbacks.suffer(job.id, error)
+        except Exception as error:  # noqa: BLE001 - one job must not stop the clock of all
+            self._fail(job, error)
+        else:
+            self._running[job.id] = run
+            self._tell(f"{job.id}: offered to {len(job.manifest.sites)} sites")
+            self._bump()
 
     def _advance(self, run: Running) -> None:
-        manifest, now = run.job.manifest, time.monotonic()
+        manifest = run.job.manifest
         if run.finishing:
             return
         if run.state.round >= manifest.rounds:
@@ -227,33 +235,30 @@ class Coordinator:
             threading.Thread(target=self._publish, args=(run,), name=run.job.id).start()
             return
         if run.attempt is not None:
-            allowed = manifest.deadline_s if run.attempt.phase == UPLOAD else PHASE_S
-            missing = run.attempt.missing()
-            gone = all(now - self._heard.get(site, run.phase_began) > LIVE_S for site in missing)
-            if now - run.phase_began > allowed or (missing and gone):
-                late = ", ".join(run.attempt.missing())
-                self._tell(f"{run.job.id}: round {run.state.round + 1}: late: {late}")
-                try:
-                    run.attempt.close_phase()
-                    run.phase_began = now
-                except AggregationAborted as aborted:
-                    self._abort(run, aborted.message)
-                self._conclude(run)
-                self._bump()
+            self._look_at(run, run.attempt)
             return
-        willing = {
-            site: int(said["units"])
-            for site, said in run.answers.items()
-            if said["accepted"] and now - self._heard.get(site, -LIVE_S) < LIVE_S
-        }
-        refused = [site for site, said in run.answers.items() if not said["accepted"]]
-        if len(manifest.sites) - len(refused) < manifest.minimum_sites:
-            raise JobError(f"too few sites are left: {', '.join(refused)} said no")
-        # who took no part in the last round is not waited for before each one; who is back, joins
-        wanted = set(manifest.sites if run.last is None else run.last) - set(refused)
-        everybody = wanted <= set(willing)
-        if len(willing) >= manifest.minimum_sites and (everybody or now - run.began > LIVE_S):
-            self._begin(run, willing)
+        willing = run.willing(self._heard)
+        if run.is_ready(willing):  # and now without those that cannot prove any more who they are
+            willing = coordinated_round.certified(willing, self._parts)
+            if len(willing) >= manifest.minimum_sites:
+                self._begin(run, run.participants(willing))
+
+    def _look_at(self, run: Running, attempt: Attempt) -> None:
+        """Go on with an attempt whose sites have sent all, or have had their time."""
+        if attempt.result() is not None:  # it was finished, but could not be kept
+            self._conclude(run)
+            return
+        missing = attempt.missing()
+        if not run.is_overdue(missing, self._heard):
+            return
+        self._tell(f"{run.job.id}: round {run.state.round + 1}: late: {', '.join(missing)}")
+        try:
+            attempt.close_phase()
+            run.phase_began = time.monotonic()
+        except EngineError as failed:
+            self._abort(run, failed.message)
+        self._conclude(run)
+        self._bump()
 
     def _begin(self, run: Running, willing: Mapping[str, int]) -> None:
         coordinated_round.begin(run, willing, self._who, self._parts)
@@ -264,16 +269,19 @@ class Coordinator:
         self._bump()
 
     def _abort(self, run: Running, why: str) -> None:
-        self._tell(f"{run.job.id}: round {run.state.round + 1} begins again: {why}")
-        self._record({"job": run.job.id, "round": run.state.round, "aborted": why})
+        self._records.abort(run, why)
+        if isinstance(run.attempt, MaskedAttempt) and run.attempt.survivors:
+            run.shown = run.attempt.survivors
         run.attempt = None
         run.began = time.monotonic()
 
     def _conclude(self, run: Running) -> None:
         """Keep the mean of a finished attempt, if it is finished, and go on."""
+        before = run.job.checkpoint
         facts = coordinated_round.conclude(run, self._who, self._parts)
         if facts is None:
             return
+        self._records.discard(before)
         self._tell(
             f"{run.job.id}: round {run.state.round} done in {facts['seconds']:.1f} s, "
             f"{sum(facts['bytes_up'].values()):,} bytes up from {len(facts['sites'])} sites"
@@ -286,53 +294,38 @@ class Coordinator:
             result = publish_federated.at_coordinator(
                 run.job, run.state, run.answers, self._who, self._parts
             )
-        except LlmosError as error:
-            why = error.message
+        except PASSING as error:
+            with self._lock:
+                self._setbacks.suffer(run.job.id, error)
+                run.finishing = False
         except Exception as error:  # noqa: BLE001 - else the job would stay as if it ran
-            why = public_text(error)
+            with self._lock:
+                self._fail(run.job, error)
         else:
             self._tell(f"{run.job.id}: done: model {result['model']}")
             with self._lock:
                 self._note_end(run.job.id)
-            return
-        with self._lock:
-            self._end(run, FederatedState.FAILED, why)
 
-    def _end(self, run: Running, state: FederatedState, why: str) -> None:
-        details = {"job": run.job.id, "ended": str(state), "why": why}
-        with self._act(details) as conn:
-            register.end(conn, run.job, state, why)
-        if run.job.checkpoint is not None:
-            self._parts.kernel.vault.delete(run.job.checkpoint)
-        self._tell(f"{run.job.id}: {state}: {why}")
-        self._note_end(run.job.id)
+    def _fail(self, job: FederatedJob, error: Exception) -> None:
+        """End a job that cannot go on; where even that cannot be kept now, it is tried again."""
+        try:
+            self._records.failure(job, error)
+        except LlmosError as unkept:  # also: it was cancelled meanwhile
+            self._setbacks.suffer(job.id, unkept)
+        else:
+            self._note_end(job.id)
 
     def _note_end(self, job_id: str) -> None:
         """Remember an ended job, for its sites to hear of it and to fetch what it has learnt."""
         run = self._running.pop(job_id, None)
+        self._setbacks.overcome(job_id)
         if run is not None and run.judge is not None:
             run.judge.end()
         self._ended.add(job_id)
         self._bump()
 
-    def _act(self, details: Mapping[str, Any]) -> Any:  # noqa: ANN401 - a context manager
-        kernel = self._parts.kernel
-        return kernel.monitor.act(self._who, Action.COORDINATE, kernel.home, details=details)
-
-    def _record(self, details: Mapping[str, Any]) -> None:
-        with self._act(details):
-            pass
-
     def _bump(self) -> None:
         self.version += 1
-        for run in self._running.values():
-            self._show(run)
         self._changed()
-
-    def _show(self, run: Running) -> None:
-        """Let `llmos federate show` see the attempt under way, when it has changed."""
-        status = run.status()
-        if status != run.told:
-            run.told = status
-            with self._parts.kernel.store.transaction() as conn:
-                register.tell(conn, run.job.id, status)
+        for run in self._running.values():
+            self._records.status(run)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import secrets
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llmos.crypto.certificates import PartyId
+from llmos.engines.federated.session import colluders, default_threshold
 from llmos.errors import ConfigError, ModelError
 from llmos.federations import manifest as manifests
 from llmos.federations import register
@@ -38,7 +39,7 @@ from llmos.workflows.calibration import calibrate_noise
 from llmos.workflows.parts import Parts
 
 _SEED_BITS: Final = 53
-_FEWEST_HONEST: Final = 2  # of one, its own noise alone would hide it
+_T = TypeVar("_T")
 _SERVER_RATES: Final = {
     ServerOptimizer.AVERAGE: 1.0,
     ServerOptimizer.MOMENTUM: 0.5,  # of momentum 0.9: ten steps' worth of it would overshoot
@@ -62,24 +63,24 @@ class FederateRequest(BaseModel):
     targets: Literal["all", "attention"] = "all"
     rounds: int = 10
     spare_rounds: int = 2
-    local_steps: int | None = None  # 4; 1 under shared noise
+    local_steps: int | None = Field(None, ge=1)  # 4; 1 under shared noise
     batch: int = 16
     learning_rate: float = 2e-3
     max_tokens: int = 256
     max_records_per_unit: int = 4
     proximal: float = 0.0
     server: ServerOptimizer | None = None  # average; adam under shared noise
-    server_learning_rate: float | None = None  # the optimiser's own default
+    server_learning_rate: float | None = Field(None, gt=0)  # the optimiser's own default
     privacy: bool = True
     epsilon: float | None = None
     delta: float = 1e-5
     clip: float = 1.0
     shared_noise: bool = False
     smallest_site: int | None = Field(None, ge=1)  # units; the noise that sites share is for it
-    colluding_sites: int = Field(1, ge=0)
+    colluding_sites: int = 1
     secure_aggregation: bool = True
-    bits: int | None = None
-    minimum_sites: int | None = None
+    bits: int | None = Field(None, ge=1)
+    minimum_sites: int | None = Field(None, ge=1)
     deadline_s: float = 600.0
     validation: str | None = None
 
@@ -106,10 +107,7 @@ def check(fields: dict[str, Any]) -> FederateRequest:
     try:
         request = FederateRequest.model_validate(fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(
-            f"{'.'.join(map(str, first['loc']))}: {first['msg']}", hint="see docs/federated.md"
-        ) from error
+        raise _out_of_range(error) from error
     if request.privacy != (request.epsilon is not None):
         raise ConfigError(
             "a job names its epsilon, or says `privacy: false`",
@@ -134,7 +132,7 @@ def run(request: FederateRequest, who: Principal, parts: Parts) -> SignedManifes
     """Sign the manifest of a job and store it; the running coordinator offers it to the sites.
 
     Raises:
-        ConfigError: the numbers of sites do not fit together.
+        ConfigError: a number is out of range, or those of sites do not fit together.
         UnknownParty: this home is no CA, or a site has not joined.
         UnknownModel, ModelError: the model is no base model of this home.
         PermissionDenied: policy does not let `who` coordinate.
@@ -143,7 +141,10 @@ def run(request: FederateRequest, who: Principal, parts: Parts) -> SignedManifes
     kernel.monitor.authorize(who, Action.COORDINATE, kernel.home)
     if request.validation is not None:
         parts.datasets.card(request.validation)
-    manifest = make_manifest(request, parts)
+    try:
+        manifest = make_manifest(request, parts)
+    except ValidationError as error:
+        raise _out_of_range(error) from error
     signed = manifests.sign(manifest, kernel.certificate_key)
     details = {"propose": manifest.id, "manifest_sha256": manifest.digest, "sites": request.sites}
     with kernel.monitor.act(who, Action.COORDINATE, kernel.home, details=details) as conn:
@@ -172,7 +173,7 @@ def make_manifest(request: FederateRequest, parts: Parts) -> Manifest:
     sites = sorted(PartyId(ca.organisation, site).uri for site in set(request.sites))
     aggregation = _aggregation(request, len(sites))
     fewest = aggregation.threshold if isinstance(aggregation, Masked) else 2
-    steps = request.local_steps or (1 if request.shared_noise else 4)
+    steps = _given(request.local_steps, 1 if request.shared_noise else 4)
     optimizer = request.server or (
         ServerOptimizer.ADAM if request.shared_noise else ServerOptimizer.AVERAGE
     )
@@ -199,7 +200,7 @@ def make_manifest(request: FederateRequest, parts: Parts) -> Manifest:
         ),
         "server": Server(
             optimizer=optimizer,
-            learning_rate=request.server_learning_rate or rate,
+            learning_rate=_given(request.server_learning_rate, rate),
         ),
         "privacy": None
         if request.epsilon is None
@@ -207,12 +208,12 @@ def make_manifest(request: FederateRequest, parts: Parts) -> Manifest:
             epsilon=request.epsilon,
             delta=request.delta,
             clip=request.clip,
-            shared=_shared_noise(request, aggregation, steps),
+            shared=_shared_noise(request, aggregation, steps, len(sites)),
         ),
         "rounds": request.rounds,
         "spare_rounds": request.spare_rounds,
         "sites": sites,
-        "minimum_sites": request.minimum_sites or fewest,
+        "minimum_sites": _given(request.minimum_sites, fewest),
         "aggregation": aggregation,
         "deadline_s": request.deadline_s,
     }
@@ -221,38 +222,51 @@ def make_manifest(request: FederateRequest, parts: Parts) -> Manifest:
 
 def _aggregation(request: FederateRequest, sites: int) -> Masked | Plain:
     if not request.secure_aggregation:
-        return Plain.model_validate({"bits": request.bits or 4})
+        return Plain.model_validate({"bits": _given(request.bits, 4)})
     if sites < FEWEST_MASKED:
         raise ConfigError(
             f"secure aggregation takes {FEWEST_MASKED} sites: of two, each would learn the "
             "other's update from the sum",
             hint="add a site, or say `secure_aggregation: false`",
         )
-    return Masked(threshold=max(FEWEST_MASKED, 2 * sites // 3 + 1), bits=request.bits or 16)
+    fields = {"threshold": default_threshold(sites), "bits": _given(request.bits, 16)}
+    return Masked.model_validate(fields)
 
 
 def _shared_noise(
-    request: FederateRequest, aggregation: Masked | Plain, steps: int
+    request: FederateRequest, aggregation: Masked | Plain, steps: int, sites: int
 ) -> SharedNoise | None:
     """Return the noise that the smallest site needs, over all rounds and the spare ones.
 
     Raises:
-        ConfigError: with so many colluding sites too few would add their share.
+        ConfigError: with so many colluding sites too few would add their share, or secure
+            aggregation would show them a single site's sum.
     """
-    smallest, epsilon = request.smallest_site, request.epsilon
+    smallest, epsilon, colluding = request.smallest_site, request.epsilon, request.colluding_sites
     if smallest is None or epsilon is None or not isinstance(aggregation, Masked):
         return None
-    honest = aggregation.threshold - max(1, request.colluding_sites)
-    if honest < _FEWEST_HONEST:
+    withstood = colluders(aggregation.threshold, sites)
+    if not 1 <= colluding <= withstood:
         raise ConfigError(
-            f"of {aggregation.threshold} sites in a sum {request.colluding_sites} may collude, "
-            f"and {_FEWEST_HONEST} others must add noise",
+            f"colluding_sites: of {sites} sites 1 to {withstood} may collude, not {colluding}: "
+            "each knows the noise that it has added, and more could see a single site's sum",
             hint="ask more sites, or allow for fewer colluding ones",
         )
+    honest = aggregation.threshold - colluding
     rate = min(request.batch, smallest) / smallest
     most_steps = steps * (request.rounds + request.spare_rounds)
     multiplier = calibrate_noise(rate, most_steps, epsilon, request.delta)
     return SharedNoise(multiplier=multiplier, honest=honest)
+
+
+def _out_of_range(error: ValidationError) -> ConfigError:
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return ConfigError(f"{place}: {first['msg']}", hint="see docs/federated.md")
+
+
+def _given(value: _T | None, default: _T) -> _T:
+    return default if value is None else value
 
 
 def _first_line(error: Exception) -> str:

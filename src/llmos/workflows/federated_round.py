@@ -68,6 +68,7 @@ class Attempt(Protocol):
     """One attempt at a round; not safe for threads: the coordinator holds its lock."""
 
     phase: str
+    task: Task
 
     @abstractmethod
     def message(self, site: str) -> dict[str, Any] | None:
@@ -79,6 +80,8 @@ class Attempt(Protocol):
 
         Raises:
             UpdateRefused: it is malformed, out of turn, or another than it sent before.
+            AggregationAborted: it was the last one, and the attempt has failed; that is no fault of
+                this site.
         """
 
     @abstractmethod
@@ -98,8 +101,8 @@ class Attempt(Protocol):
         """Return the mean once all is there."""
 
     @abstractmethod
-    def largest_body(self) -> int:
-        """Return how many bytes a message may have in this phase."""
+    def largest_body(self, phase: str) -> int:
+        """Return how many bytes a message of a phase may have, also one that is over."""
 
 
 @dataclass(slots=True)
@@ -146,7 +149,7 @@ class PlainAttempt:
         units = [self.task.participants[site] for site in sites]
         return Mean(weighted_mean([self._updates[site] for site in sites], units), sites)
 
-    def largest_body(self) -> int:
+    def largest_body(self, phase: str) -> int:  # noqa: ARG002 - there is but one
         """Return the size of an update: it is known before."""
         return header(self.manifest, self.task).total_bytes
 

@@ -126,8 +126,7 @@ class MaskedAttempt:
 
     def receive(self, site: str, phase: str, body: bytes) -> None:
         """Take a site's message, and go on to the next phase when it was the last one."""
-        digests = self._digests.setdefault(phase, {})
-        if not new(digests, site, body):
+        if not new(self._digests.get(phase, {}), site, body):
             return
         if phase != self.phase or site not in self._expected:
             raise UpdateRefused(site, f"nothing of it is expected in {phase!r} now")
@@ -143,7 +142,7 @@ class MaskedAttempt:
                 add.add_signature(SurvivorSignature.from_dict(_json(body, site), site))
             case "unmask":
                 add.add_unmasking(UnmaskingShares.from_dict(_json(body, site), site))
-        digests[site] = hashlib.sha256(body).digest()
+        self._digests.setdefault(phase, {})[site] = hashlib.sha256(body).digest()
         if not self.missing():
             self.close_phase()
 
@@ -179,9 +178,14 @@ class MaskedAttempt:
             weight *= -self.manifest.privacy.clip / math.sqrt(self.manifest.parameters)
         return Mean((total / weight).astype(np.float32), self._sites)
 
-    def largest_body(self) -> int:
+    def largest_body(self, phase: str) -> int:
         """Return the size of a masked vector, or what JSON messages may have."""
-        return self._session.update.total_bytes if self.phase == UPLOAD else _MOST_JSON_BYTES
+        return self._session.update.total_bytes if phase == UPLOAD else _MOST_JSON_BYTES
+
+    @property
+    def survivors(self) -> tuple[str, ...]:
+        """Return the sites whose sum is to be unmasked; nobody before all inputs are there."""
+        return self._sites
 
 
 class MaskedPart:
@@ -240,5 +244,5 @@ def _bytes(message: Message) -> bytes:
 def _json(body: bytes, site: str) -> object:
     try:
         return json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UpdateRefused(site, "it is no JSON") from error

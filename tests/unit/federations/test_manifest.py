@@ -10,6 +10,7 @@ import pytest
 
 from llmos.crypto import dsse
 from llmos.crypto.notes import NoteKey
+from llmos.engines.federated.session import colluders
 from llmos.errors import RequestError, VerificationFailed
 from llmos.federations import manifest as manifests
 from llmos.federations.manifest import MANIFEST_TYPE, Masked, Plain
@@ -99,6 +100,23 @@ def test_a_manifest_that_is_signed_in_another_form_is_refused() -> None:
         ({"sites": (*SITES[:2], SITES[2] + "/../north")}, "sites"),
         ({"rounds": 0}, "rounds"),
         ({"id": "fed-1"}, "id"),
+        ({"id": f"{FIELDS['id']}\n"}, "id"),
+        ({"parameters": 2**32}, "parameters"),
+        ({"coordinator": "research"}, "coordinator"),
+        ({"coordinator": SITES[0]}, "coordinator"),
+        ({"coordinator": FIELDS["coordinator"] + "\n"}, "coordinator"),
+        ({"coordinator": "spiffe://\x1b[2J/authority"}, "coordinator"),
+        ({"created_at": "yesterday"}, "created_at"),
+        ({"created_at": FIELDS["created_at"] + "\n"}, "created_at"),
+        ({"created_at": FIELDS["created_at"] + "\x1b[2J"}, "created_at"),
+        ({"output": "notes\n"}, "output"),
+        ({"dataset": "notes\r"}, "dataset"),
+        ({"purpose": ""}, "purpose"),
+        ({"purpose": "training\n"}, "purpose"),
+        ({"purpose": "training\rsynthetic data"}, "purpose"),
+        ({"purpose": "\x1b[2Jtraining"}, "purpose"),
+        ({"purpose": "training \u202e"}, "purpose"),
+        ({"purpose": "x" * 201}, "purpose"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(changes: dict[str, Any], named: str) -> None:
@@ -107,9 +125,40 @@ def test_what_does_not_fit_together_is_refused(changes: dict[str, Any], named: s
     assert named in refused.value.message
 
 
+def named(count: int) -> tuple[str, ...]:
+    """Return so many sites."""
+    return tuple(sorted(f"spiffe://research.example/party/s{n}" for n in range(count)))
+
+
+def test_a_manifest_that_would_play_with_a_terminal_is_not_opened() -> None:
+    """A signature of the coordinator's does not make it harmless to the steward who reads it."""
+    manifest = manifests.Manifest.model_validate(FIELDS | {"purpose": "\x1b[2Jtraining"})
+    signed = manifests.sign(manifest, KEY)
+    with pytest.raises(RequestError, match="purpose"):
+        manifests.open_manifest(signed.envelope, KEY.verifier)
+    # what an earlier version kept can still be listed, cancelled and left
+    assert manifests.stored(signed.envelope).manifest == manifest
+
+
+@pytest.mark.parametrize("purpose", ["training", "日本語", "x" * 200, "a study of asthma, 2026"])
+def test_purposes_are_one_line(purpose: str) -> None:
+    assert manifests.parse(FIELDS | {"purpose": purpose}).purpose == purpose
+
+
+def test_sums_that_overflow_are_refused() -> None:
+    fields = {"aggregation": {"kind": "masked", "threshold": 200, "bits": 24}}
+    for count, fits in ((256, True), (257, False)):
+        asked = FIELDS | fields | {"sites": named(count), "minimum_sites": 200}
+        if fits:
+            assert manifests.parse(asked)
+        else:
+            with pytest.raises(RequestError, match="257 sites of 24 bits each does not fit"):
+                manifests.parse(asked)
+
+
 def test_a_threshold_of_half_of_the_sites_is_refused() -> None:
     """A coordinator could show two lists of survivors to the two halves."""
-    six = tuple(sorted(f"spiffe://research.example/party/s{n}" for n in range(6)))
+    six = named(6)
     fields = FIELDS | {"sites": six, "minimum_sites": 6}
     with pytest.raises(RequestError, match="more than half"):
         manifests.parse(fields | {"aggregation": {"kind": "masked", "threshold": 3}})
@@ -145,3 +194,40 @@ def test_noise_is_shared_by_those_that_do_not_collude() -> None:
 def test_noise_that_would_be_too_little_is_refused(wrong: dict[str, Any], why: str) -> None:
     with pytest.raises(RequestError, match=why):
         manifests.parse(FIELDS | SHARED | wrong)
+
+
+@pytest.mark.parametrize(("honest", "withstood"), [(4, True), (3, True), (2, False)])
+def test_no_more_sites_collude_than_secure_aggregation_withstands(
+    honest: int, withstood: bool
+) -> None:
+    """Seven sites, threshold five: with three colluding ones a coordinator sees one site's sum."""
+    asked = {
+        "sites": named(7),
+        "minimum_sites": 5,
+        "aggregation": {"kind": "masked", "threshold": 5},
+        "privacy": FIELDS["privacy"] | {"shared": {"multiplier": 1.5, "honest": honest}},
+    }
+    assert colluders(5, 7) == 2
+    if withstood:
+        assert manifests.parse(FIELDS | SHARED | asked).shared_noise
+    else:
+        with pytest.raises(RequestError, match="withstands 2 colluding sites, not 3"):
+            manifests.parse(FIELDS | SHARED | asked)
+
+
+@pytest.mark.parametrize("sites", [3, 4, 5, 7, 12])
+def test_manifest_and_engine_agree_on_what_is_withstood(sites: int) -> None:
+    for threshold in range(max(3, sites // 2 + 1), sites + 1):
+        for honest in range(2, threshold):
+            asked = {
+                "sites": named(sites),
+                "minimum_sites": threshold,
+                "aggregation": {"kind": "masked", "threshold": threshold},
+                "privacy": FIELDS["privacy"] | {"shared": {"multiplier": 1.5, "honest": honest}},
+            }
+            manifest = manifests.Manifest.model_validate(FIELDS | SHARED | asked)
+            if threshold - honest <= colluders(threshold, sites):
+                manifests.check(manifest)
+            else:
+                with pytest.raises(RequestError, match="withstands"):
+                    manifests.check(manifest)

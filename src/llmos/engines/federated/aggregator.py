@@ -134,18 +134,29 @@ class Aggregator:
         """End round 4; return the sum (P,) of the survivors' inputs mod 2^k.
 
         Raises:
-            AggregationAborted: fewer sites than the threshold released shares.
-            UpdateRefused: the shares of a site's secret do not fit together.
+            AggregationAborted: fewer sites than the threshold released shares, or the shares of a
+                site's secret do not fit together; who of them has lied is not known.
         """
         self._close(Step.UNMASKING)
+        try:
+            self._take_off_masks()
+        except UpdateRefused as refused:
+            self.step = Step.FAILED
+            raise AggregationAborted(
+                f"the sum cannot be unmasked: the shares that {', '.join(sorted(self._shares))} "
+                f"gave of the secret of {refused.site} are not what {refused.site} has shared out",
+                hint="start another attempt",
+            ) from refused
+        self._sum &= np.uint32(2**self._session.update.bits - 1)
+        return self._sum
+
+    def _take_off_masks(self) -> None:
         for survivor in self._survivors:
             shares = {site: m.self_masks[survivor] for site, m in self._shares.items()}
             add_mask(self._sum, self._join(shares, survivor), sign=-1)
         for dropout in self._dropouts:
             shares = {site: m.masking_keys[dropout] for site, m in self._shares.items()}
             self._take_off_pairwise_masks(dropout, self._join(shares, dropout))
-        self._sum &= np.uint32(2**self._session.update.bits - 1)
-        return self._sum
 
     def _take_off_pairwise_masks(self, dropout: str, masking_key: bytes) -> None:
         private = X25519PrivateKey.from_private_bytes(masking_key)
