@@ -12,7 +12,7 @@ from typing import Any, Final
 import rfc8785
 from sqlalchemy import Connection, Row, insert, select, update
 
-from llmos.errors import CertificateRefused, JobError, UnknownJob
+from llmos.errors import CertificateRefused, JobError, UnknownJob, UpdateRefused
 from llmos.federations.manifest import Manifest, SignedManifest, stored
 from llmos.federations.tables import coordinators, site_jobs
 from llmos.kernel.store import Store, now, timestamp
@@ -136,10 +136,45 @@ def change(
         raise JobError(f"{job_id} is {_read(conn, job_id).state}", hint="`llmos site jobs`")
 
 
-def released(conn: Connection, job_id: str, number: int) -> tuple[str, ...] | None:
-    """Return the sites of the sum of a round that this site has helped to unmask, if it has."""
+def begin_round(conn: Connection, job_id: str, number: int) -> None:
+    """Insist that a job runs and that a round comes after the one whose update is kept.
+
+    An update that others may have seen is never made again: it would differ in its noise only.
+
+    Raises:
+        UnknownJob: there is none of this id.
+        JobError: it does not run.
+        UpdateRefused: that round, or a later one, was trained before.
+    """
     job = _read(conn, job_id)
-    return job.released if job.update_round == number else None
+    if job.state is not InvitationState.RUNNING:
+        raise JobError(f"{job_id} is {job.state}", hint="`llmos site jobs`")
+    if job.update_round is not None and number <= job.update_round:
+        raise UpdateRefused("coordinator", f"round {number} was trained here before")
+
+
+def release(conn: Connection, job_id: str, number: int, sites: tuple[str, ...]) -> None:
+    """Note whose sum of a round this site helps to unmask, before it signs anything.
+
+    Two sums of one round over different sites would give away their difference. What was noted is
+    forgotten when the next round's update is kept; from then on the round before is over here.
+
+    Raises:
+        UnknownJob: there is none of this id.
+        JobError: it does not run.
+        UpdateRefused: this round's update is not the one that is kept, or another sum of it was
+            unmasked.
+    """
+    job = _read(conn, job_id)
+    if job.update_round != number:
+        raise UpdateRefused(
+            "coordinator", f"the update of round {number} is not the one that is kept here"
+        )
+    if job.released is not None and job.released != sites:
+        raise UpdateRefused(
+            "coordinator", f"round {number} was unmasked for {', '.join(job.released)} before"
+        )
+    change(conn, job_id, InvitationState.RUNNING, released=json.dumps(list(sites)))
 
 
 def invitation(store: Store, job_id: str) -> Invitation:

@@ -74,6 +74,8 @@ class ResidentTrainer:
 
         Raises:
             PermissionDenied: this site's policy no longer permits the job; nothing is charged.
+            JobError: the job does not run any more; nothing is charged.
+            UpdateRefused: this round, or a later one, was trained before; nothing is charged.
             JobInterrupted: `stop` returned true; what was recorded stays charged.
         """
         kernel, job = self._parts.kernel, self._job
@@ -89,8 +91,8 @@ class ResidentTrainer:
             self._card.resource,
             details=details,
             context=context,
-        ):
-            pass
+        ) as conn:
+            invitations.begin_round(conn, job.id, task.round)
         if self._plan.mechanism is not None:
             done = kernel.budget.reservation(job.id).steps_done
             self._grant.progress(done + steps)

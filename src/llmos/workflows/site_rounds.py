@@ -6,20 +6,19 @@ anew is told to begin the attempt again.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import numpy as np
 
-from llmos.errors import RequestError, UpdateRefused
+from llmos.errors import RequestError
 from llmos.federations import invitations
-from llmos.federations.invitations import InvitationState
 from llmos.federations.manifest import Manifest, Masked
 from llmos.parties import signatures, trust
 from llmos.workflows import masked_round
 from llmos.workflows.federated_round import UPLOAD, Task, Vector, encode
+from llmos.workflows.federated_state import start_sha256
 from llmos.workflows.masked_round import MaskedPart
 from llmos.workflows.parts import Parts
 from llmos.workflows.site_channel import SiteChannel
@@ -65,6 +64,11 @@ class SiteRounds:
             raise RequestError(f"the task of round {task.round} is not one of {manifest.id}")
         if task.participants.get(self.site) != self.units:
             raise RequestError(f"the task of round {task.round} weighs this site wrongly")
+        kept = invitations.invitation(self.parts.kernel.store, manifest.id).update_round
+        if not 0 <= task.round < manifest.rounds or (kept is not None and task.round < kept):
+            raise RequestError(f"round {task.round} of {manifest.id} is over here")
+        if task.round == 0 and task.weights_sha256 != start_sha256(manifest.parameters):
+            raise RequestError(f"{manifest.id} does not start from the base model as it is")
 
     def do(self, phase: str, task: Task, message: object) -> None:
         """Do what a phase asks; training goes on beside the first ones.
@@ -155,19 +159,9 @@ class SiteRounds:
     def note_release(self, task: Task, sites: tuple[str, ...]) -> None:
         """Note, before anything is signed, whose sum this site will help to unmask.
 
-        Two sums of one round over different sites would give away their difference.
-
         Raises:
-            UpdateRefused: this site has helped to unmask another sum of this round.
+            UpdateRefused: this site has helped to unmask another sum of this round, or has trained
+                another round since.
         """
-        kernel, job_id = self.parts.kernel, self.manifest.id
-        with kernel.store.transaction() as conn:
-            before = invitations.released(conn, job_id, task.round)
-            if before is not None and before != sites:
-                raise UpdateRefused(
-                    "coordinator",
-                    f"round {task.round} was unmasked for {', '.join(before)} before",
-                )
-            invitations.change(
-                conn, job_id, InvitationState.RUNNING, released=json.dumps(list(sites))
-            )
+        with self.parts.kernel.store.transaction() as conn:
+            invitations.release(conn, self.manifest.id, task.round, sites)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 from tests.parties import kernel_at
 from tests.unit.federations.test_manifest import FIELDS, KEY, SITES
 
-from llmos.errors import CertificateRefused, JobError, UnknownJob
+from llmos.errors import CertificateRefused, JobError, UnknownJob, UpdateRefused
 from llmos.federations import invitations, register
 from llmos.federations import manifest as manifests
 from llmos.federations.invitations import InvitationState, SitePlan
@@ -89,11 +88,7 @@ def test_a_site_changes_a_job_only_from_the_states_that_allow_it(kernel: Kernel)
             InvitationState.PROPOSED,
             state=InvitationState.RUNNING,
             plan=plan.text,
-            update_round=1,
-            released=json.dumps(list(SITES)),
         )
-        assert invitations.released(conn, JOB, 1) == SITES
-        assert invitations.released(conn, JOB, 2) is None
     job = invitations.invitation(kernel.store, JOB)
     assert (job.plan, job.state) == (plan, InvitationState.RUNNING)
     facts = invitations.facts(job)
@@ -106,6 +101,36 @@ def test_a_site_changes_a_job_only_from_the_states_that_allow_it(kernel: Kernel)
         "consent": "ann",
     }
     assert facts["manifest_sha256"] == SIGNED.manifest.digest
+
+
+def test_rounds_go_forward_and_one_sum_of_each_is_released(kernel: Kernel) -> None:
+    with kernel.store.transaction() as conn:
+        invitations.receive(conn, SIGNED, "research.example")
+    with pytest.raises(JobError, match="is proposed"), kernel.store.transaction() as conn:
+        invitations.begin_round(conn, JOB, 0)
+    with kernel.store.transaction() as conn:
+        invitations.change(conn, JOB, InvitationState.PROPOSED, state=InvitationState.RUNNING)
+        invitations.begin_round(conn, JOB, 0)
+        invitations.change(conn, JOB, InvitationState.RUNNING, update_round=5)
+        invitations.begin_round(conn, JOB, 6)
+    for number in (4, 5):
+        with pytest.raises(UpdateRefused, match="before"), kernel.store.transaction() as conn:
+            invitations.begin_round(conn, JOB, number)
+    for number in (4, 6):
+        with pytest.raises(UpdateRefused, match="kept"), kernel.store.transaction() as conn:
+            invitations.release(conn, JOB, number, SITES)
+    for _ in range(2):
+        with kernel.store.transaction() as conn:
+            invitations.release(conn, JOB, 5, SITES)
+    with pytest.raises(UpdateRefused, match="was unmasked"), kernel.store.transaction() as conn:
+        invitations.release(conn, JOB, 5, SITES[:2])
+    assert invitations.invitation(kernel.store, JOB).released == SITES
+    with kernel.store.transaction() as conn:
+        invitations.change(
+            conn, JOB, InvitationState.RUNNING, state=InvitationState.WITHDRAWN, released=None
+        )
+    with pytest.raises(JobError, match="is withdrawn"), kernel.store.transaction() as conn:
+        invitations.release(conn, JOB, 5, SITES)
 
 
 def test_the_epsilon_of_a_year_is_the_sum_over_the_jobs_of_that_dataset(kernel: Kernel) -> None:

@@ -139,6 +139,33 @@ def test_what_was_trained_by_night_is_published_by_day(
     assert site.kernel.budget.reservation(JOB).state is ReservationState.COMMITTED
 
 
+def test_a_job_that_was_withdrawn_begins_no_round(site: System, start: Vector) -> None:
+    consent.approve(JOB, site.who, site.parts)
+    training, told = work(site)
+    saw(told, "admitted")
+    consent.withdraw(JOB, site.who, site.parts, reason="a patient objected")
+    training.train(task(site, 0), start)
+    assert f"{JOB} is withdrawn" in saw(told, "failed").error
+    assert site.kernel.budget.reservation(JOB).steps_done == 0
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_round_that_is_over_is_not_trained_again(
+    site: System, start: Vector, number: int
+) -> None:
+    consent.approve(JOB, site.who, site.parts)
+    training, told = work(site)
+    training.train(task(site, 1), start)
+    saw(told, "trained")
+    kept = invitations.invitation(site.kernel.store, JOB)
+    training._asked.clear()
+    training.train(task(site, number), start)
+    assert "was trained here before" in saw(told, "failed").error
+    assert site.kernel.budget.reservation(JOB).steps_done == STEPS
+    now = invitations.invitation(site.kernel.store, JOB)
+    assert (now.update_round, now.update_object) == (1, kept.update_object)
+
+
 @pytest.mark.usefixtures("start")
 @pytest.mark.parametrize("state", [InvitationState.APPROVED, InvitationState.RUNNING])
 def test_a_row_that_says_approved_without_an_act_runs_nothing(
