@@ -26,6 +26,25 @@ from llmos.workflows.site_training import SiteTraining
 
 
 @dataclass(slots=True)
+class _Feedback:
+    """What quantisation has left out, to be added to the update of the next round.
+
+    Every attempt at a round encodes the same: what the first one left out is in no mean yet.
+    """
+
+    _round: int | None = None  # that was encoded last
+    _before: Vector | None = None  # what is added to it
+    _after: Vector | None = None  # what it leaves
+
+    def encode(self, update: Vector, manifest: Manifest, task: Task) -> bytes:
+        """Return the update of a round in the clear as bytes."""
+        if task.round != self._round:
+            self._round, self._before = task.round, self._after
+        body, self._after = encode(update, self._before, manifest, task)
+        return body
+
+
+@dataclass(slots=True)
 class SiteRounds:
     """One job at work, round after round."""
 
@@ -34,7 +53,7 @@ class SiteRounds:
     parts: Parts
     tell: Callable[[str], None]
     units: int = 0
-    _residual: Vector | None = None  # what quantisation left out of the last update
+    _feedback: _Feedback = field(default_factory=_Feedback)
     _sent: set[tuple[int, int, str]] = field(default_factory=set)
     _pending: tuple[Task, object] | None = None  # an upload that waits for its training
     _part: MaskedPart | None = None  # of the attempt under way
@@ -101,18 +120,14 @@ class SiteRounds:
         if update is None:
             return
         self._pending = None
-        residual = self._residual
         if isinstance(self.manifest.aggregation, Masked):
             if self._part is None or self._attempt != (task.round, task.attempt):
                 raise RequestError(f"round {task.round} was not begun here")
             body = self._part.upload(message, update)
             self._made = (task.round, task.attempt, UPLOAD), body
         else:
-            body, residual = encode(
-                update.astype(np.float32, copy=False), self._residual, self.manifest, task
-            )
+            body = self._feedback.encode(update.astype(np.float32, copy=False), self.manifest, task)
         self._send(task, UPLOAD, body)
-        self._residual = residual
         self.tell(f"{self.manifest.id}: round {task.round + 1}: sent {len(body):,} bytes")
 
     def _send(self, task: Task, phase: str, body: bytes) -> None:

@@ -17,6 +17,7 @@ from tests.homes import TRAINING, until
 from tests.parties import Pki
 from tests.unit.federations.test_manifest import FIELDS, KEY, SITES
 
+from llmos.engines.federated.codec import decode_update
 from llmos.errors import RequestError, UpdateRefused
 from llmos.federations import invitations
 from llmos.federations import manifest as manifests
@@ -25,7 +26,7 @@ from llmos.parties import signatures, trust
 from llmos.parties.tls import Credentials
 from llmos.system import System
 from llmos.workflows import consent, masked_round, site_plan
-from llmos.workflows.federated_round import UPLOAD, Task, Vector
+from llmos.workflows.federated_round import UPLOAD, Task, Vector, encode, header
 from llmos.workflows.federated_state import start_sha256
 from llmos.workflows.masked_round import MaskedAttempt, MaskedPart
 from llmos.workflows.site_rounds import SiteRounds
@@ -225,3 +226,23 @@ def test_a_job_starts_from_the_base_model(site: Site) -> None:
     with pytest.raises(RequestError, match="does not start from the base model as it is"):
         site.rounds.check(site.task(0, weights_sha256="ab" * 32))
     site.rounds.check(site.task(1, weights_sha256="ab" * 32))
+
+
+def test_attempts_at_a_round_send_the_same_update(plain_site: Site) -> None:
+    """What an aborted attempt left out of its update is no part of the next one."""
+    site, manifest = plain_site, plain_site.rounds.manifest
+    bodies = [site.asked(UPLOAD, task, {}) for task in (site.task(0, 1), site.task(0, 2))]
+    first, second = (
+        decode_update(body or b"", header(manifest, site.task(0, attempt)), NORTH)
+        for attempt, body in enumerate(bodies, 1)
+    )
+    assert np.array_equal(first, second)
+    update = site.rounds.training.update(0)
+    assert update is not None
+    assert not np.array_equal(first, update)  # something was left out
+    third = site.task(1, 1, weights_sha256="ab" * 32)
+    body = site.asked(UPLOAD, third, {})
+    later = site.rounds.training.update(1)
+    assert later is not None
+    expected, _ = encode(later, update - first, manifest, third)
+    assert body == expected
