@@ -12,10 +12,11 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from llmos.errors import RequestError
+from llmos.errors import CertificateRefused, RequestError
 from llmos.federations import invitations
 from llmos.federations.manifest import Manifest, Masked
 from llmos.parties import signatures, trust
+from llmos.parties.peers import Anchor
 from llmos.workflows import masked_round
 from llmos.workflows.federated_round import UPLOAD, Task, Vector, encode
 from llmos.workflows.federated_state import start_sha256
@@ -168,8 +169,11 @@ class SiteRounds:
         certificates = message.get("certificates") if isinstance(message, dict) else None
         if not isinstance(certificates, dict) or set(certificates) != set(task.participants):
             raise RequestError("the coordinator does not show the certificates of all sites")
-        anchors = trust.anchors(self.parts.kernel)
-        return signatures.verifier(certificates, anchors, datetime.now(UTC))
+        anchors, at = trust.anchors(self.parts.kernel), datetime.now(UTC)
+        shown = {uri: _believed(uri, pem, anchors, at) for uri, pem in certificates.items()}
+        return lambda party, text, signature: (
+            party in shown and shown[party](party, text, signature)
+        )
 
     def note_release(self, task: Task, sites: tuple[str, ...]) -> None:
         """Note, before anything is signed, whose sum this site will help to unmask.
@@ -180,3 +184,22 @@ class SiteRounds:
         """
         with self.parts.kernel.store.transaction() as conn:
             invitations.release(conn, self.manifest.id, task.round, sites)
+
+
+def _believed(
+    uri: str, certificate: object, anchors: tuple[Anchor, ...], at: datetime
+) -> signatures.Verify:
+    """Return what checks a party's signatures, if the certificate shown for it is good.
+
+    Raises:
+        RequestError: it is not. Only this site's own certificate, which is shown to the
+            coordinator, ends its agent.
+    """
+    if not isinstance(certificate, str):
+        raise RequestError(f"the certificate that the coordinator shows for {uri} is no text")
+    try:
+        return signatures.verifier({uri: certificate}, anchors, at)
+    except CertificateRefused as error:
+        raise RequestError(
+            f"the certificate that the coordinator shows for {uri} is no good: {error.message}"
+        ) from error

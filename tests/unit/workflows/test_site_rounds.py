@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +25,7 @@ from llmos.federations.invitations import InvitationState
 from llmos.parties import signatures, trust
 from llmos.parties.tls import Credentials
 from llmos.system import System
-from llmos.workflows import consent, masked_round, site_plan
+from llmos.workflows import consent, federated_round, masked_round, site_plan
 from llmos.workflows.federated_round import UPLOAD, Task, Vector, encode, header
 from llmos.workflows.federated_state import start_sha256
 from llmos.workflows.masked_round import MaskedAttempt, MaskedPart
@@ -136,7 +136,7 @@ def played(part: MaskedPart, phase: str, message: object, attempt: MaskedAttempt
             return part.advertise(attempt.verify)
         case masked_round.SHARE:
             return part.share(message)
-        case masked_round.UPLOAD:
+        case federated_round.UPLOAD:
             update = np.full(attempt.manifest.parameters, 1e-4, dtype=np.float32)
             return part.upload(message, update)
         case masked_round.CONFIRM:
@@ -228,6 +228,33 @@ def test_a_job_starts_from_the_base_model(site: Site) -> None:
     site.rounds.check(site.task(1, weights_sha256="ab" * 32))
 
 
+def expired() -> dict[str, Any]:
+    return {"at": datetime.now(UTC) - timedelta(days=2), "life": timedelta(days=1)}
+
+
+def bad_certificate(site: Site, why: str) -> object:
+    match why:
+        case "expired":
+            return pem(site.pki.credentials("south", **expired()))
+        case "stranger's":
+            return pem(Pki(ORGANISATION).credentials("south"))
+        case "north's":
+            return pem(site.credentials[NORTH])
+        case "text":
+            return "no certificate"
+    return 7
+
+
+@pytest.mark.parametrize("why", ["expired", "stranger's", "north's", "text", "number"])
+def test_anothers_bad_certificate_does_not_end_the_agent(site: Site, why: str) -> None:
+    """Certificates are refused to the coordinator, who is asked again; only the own one ends it."""
+    shown = {**site.certificates, VICTIM: bad_certificate(site, why)}
+    with pytest.raises(RequestError, match=f"shows for {VICTIM} is no"):
+        site.asked(masked_round.ADVERTISE, site.task(0), {"certificates": shown})
+    assert site.coordinator.sent == []
+    assert site.asked(masked_round.ADVERTISE, site.task(0), {"certificates": site.certificates})
+
+
 def test_attempts_at_a_round_send_the_same_update(plain_site: Site) -> None:
     """What an aborted attempt left out of its update is no part of the next one."""
     site, manifest = plain_site, plain_site.rounds.manifest
@@ -244,5 +271,6 @@ def test_attempts_at_a_round_send_the_same_update(plain_site: Site) -> None:
     body = site.asked(UPLOAD, third, {})
     later = site.rounds.training.update(1)
     assert later is not None
-    expected, _ = encode(later, update - first, manifest, third)
+    left = (update - first).astype(np.float32)
+    expected, _ = encode(later.astype(np.float32), left, manifest, third)
     assert body == expected
