@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Row, insert, select, update
 from llmos.errors import CertificateRefused, JobError, UnknownJob, UpdateRefused
 from llmos.federations.manifest import Manifest, SignedManifest, stored
 from llmos.federations.tables import coordinators, site_jobs
-from llmos.kernel.store import Store, now, timestamp
+from llmos.kernel.store import Store, now
 
 _YEAR: Final = timedelta(days=365)
 
@@ -25,7 +25,7 @@ class InvitationState(StrEnum):
 
     PROPOSED = "proposed"  # nobody here has said yes
     APPROVED = "approved"  # a steward has
-    RUNNING = "running"  # admitted: the ledger holds its cost
+    RUNNING = "running"  # taken up: the ledger holds its cost, or refuses to in a moment
     DONE = "done"
     REFUSED = "refused"
     WITHDRAWN = "withdrawn"  # a steward stopped it while it ran
@@ -44,7 +44,7 @@ ENDED: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class SitePlan:
-    """What this site admitted: fixed then, so that every restart charges the same mechanism."""
+    """What this site admits: fixed before, so that every restart charges the same mechanism."""
 
     fingerprint: str  # of the dataset
     units: int
@@ -69,7 +69,7 @@ class Invitation:
     state: InvitationState
     decider: str | None
     reason: str | None
-    plan: SitePlan | None  # None: not admitted yet
+    plan: SitePlan | None  # None: nothing was held for it
     update_round: int | None
     update_object: str | None
     released: tuple[str, ...] | None  # the sites of the sum that shares were given to unmask
@@ -194,14 +194,25 @@ def invitations(store: Store) -> list[Invitation]:
         return [_invitation(row) for row in conn.execute(select(site_jobs).order_by(*order))]
 
 
-def epsilon_of_year(store: Store, dataset: str, at: datetime) -> float:
-    """Return the sum of the epsilons that federated jobs reserved on a dataset in the last year."""
-    recent = site_jobs.c.created_at >= timestamp(at - _YEAR)
+def epsilon_of_year(store: Store, dataset: str, at: datetime, *, besides: str) -> float:
+    """Return the sum of the epsilons that federated jobs were admitted with in the year up to `at`.
+
+    Args:
+        store: the kernel's.
+        dataset: that they were admitted on.
+        at: now, or when the job was admitted that is asked about; later ones do not count.
+        besides: the id of that job, which does not count either.
+    """
+    others = site_jobs.c.plan.is_not(None) & (site_jobs.c.id != besides)
     with store.read() as conn:
-        rows = conn.execute(select(site_jobs).where(recent, site_jobs.c.plan.is_not(None)))
-        jobs = [_invitation(row) for row in rows]
-    plans = [job.plan for job in jobs if job.plan and job.manifest.dataset == dataset]
-    return sum(plan.epsilon or 0.0 for plan in plans)
+        jobs = [_invitation(row) for row in conn.execute(select(site_jobs).where(others))]
+    return sum(
+        job.plan.epsilon or 0.0
+        for job in jobs
+        if job.plan is not None
+        and job.manifest.dataset == dataset
+        and at - _YEAR <= datetime.fromisoformat(job.plan.admitted_at or job.created_at) <= at
+    )
 
 
 def facts(job: Invitation) -> dict[str, Any]:

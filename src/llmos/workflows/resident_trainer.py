@@ -81,9 +81,8 @@ class ResidentTrainer:
         kernel, job = self._parts.kernel, self._job
         manifest, steps = job.manifest, job.manifest.local.steps
         details: dict[str, Any] = {"step": "round", **task.to_dict()}
-        now = invitations.invitation(kernel.store, job.id)
         context = policy_context(
-            now, self._site_plan, self._site_plan.consent, self._parts, at=datetime.now(UTC)
+            job, self._site_plan, self._site_plan.consent, self._parts, at=datetime.now(UTC)
         )
         with kernel.monitor.act(
             self._asks,

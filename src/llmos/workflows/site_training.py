@@ -138,10 +138,8 @@ class SiteTraining:
         card = self.parts.datasets.card(manifest.dataset)
         if card.fingerprint != self.plan.fingerprint:
             raise UnaccountableMechanism(f"{card.name} changed after this job was admitted")
-        agreed, at = consent.given(self.job, self.parts), datetime.now(UTC)
-        context = policy_context(self.job, self.plan, agreed, self.parts, at=at)
-        since = self.plan.admitted_at or at.isoformat()
-        plan = replace(self.plan, admitted_at=since, consent=agreed)
+        plan = self._taken_up()
+        context = policy_context(self.job, plan, plan.consent, self.parts, at=datetime.now(UTC))
         with kernel.monitor.admit(
             coordinator_principal(manifest),
             Action.FEDERATE,
@@ -152,21 +150,31 @@ class SiteTraining:
             context=context,
             details={"manifest_sha256": manifest.digest, "purpose": manifest.purpose},
         ) as grant:
-            with kernel.store.transaction() as conn:
-                states = (InvitationState.PROPOSED, InvitationState.APPROVED)
-                invitations.change(
-                    conn,
-                    self.job.id,
-                    *states,
-                    InvitationState.RUNNING,
-                    state=InvitationState.RUNNING,
-                    plan=plan.text,
-                )
             self._recall(grant)
             self.tell(Happened(self.job.id, "admitted"))
             with self.alone():
                 trainer = ResidentTrainer(self.job, plan, grant, self.parts)
             self._work_with(trainer)
+
+    def _taken_up(self) -> SitePlan:
+        """Keep what is to be admitted, before the ledger holds it: a kill leaves no unknown hold.
+
+        Of two jobs that are taken up at once the later one sees the earlier one's epsilon.
+        """
+        agreed = consent.given(self.job, self.parts)
+        with self.parts.kernel.store.transaction() as conn:
+            since = self.plan.admitted_at or datetime.now(UTC).isoformat()
+            plan = replace(self.plan, admitted_at=since, consent=agreed)
+            invitations.change(
+                conn,
+                self.job.id,
+                InvitationState.PROPOSED,
+                InvitationState.APPROVED,
+                InvitationState.RUNNING,
+                state=InvitationState.RUNNING,
+                plan=plan.text,
+            )
+        return plan
 
     def _work_with(self, trainer: ResidentTrainer) -> None:
         """Train rounds as they come, until the job ends."""
