@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Final
 
 import numpy as np
@@ -33,6 +33,7 @@ from llmos.workflows.site_settlement import charge_of
 # round that another job trains meanwhile would be computed in it.
 _ENGINE: Final = threading.Lock()
 _LOOK_S: Final = 0.1
+_ERASED_S: Final = 1.0  # how often it is looked for erased units between two rounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +179,7 @@ class SiteTraining:
 
     def _work_with(self, trainer: ResidentTrainer) -> None:
         """Train rounds as they come, until the job ends."""
-        while (first := self._work.get()) is not None:
+        while (first := self._next(trainer)) is not None:
             with self.alone():
                 work = self.newest(first)
                 if work is None:
@@ -191,6 +192,14 @@ class SiteTraining:
                 self.keep(work.task.round, update)
                 self.tell(Happened(self.job.id, "trained", seconds=seconds))
         raise JobInterrupted(f"{self.job.id} stopped")
+
+    def _next(self, trainer: ResidentTrainer) -> _Work | None:
+        """Wait for work; meanwhile whoever is erased is in this process's memory for a second."""
+        while True:
+            try:
+                return self._work.get(timeout=_ERASED_S)
+            except Empty:
+                trainer.forget_erased()
 
     @property
     def _kept(self) -> list[str]:

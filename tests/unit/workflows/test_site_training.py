@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,6 +17,9 @@ from tests.certified import adapter_of
 from tests.homes import TRAINING, Person, hire, last_records, opened, until
 from tests.unit.federations.test_manifest import FIELDS, KEY, SHARED
 
+from llmos.engines.dp import rounds, run
+from llmos.engines.dp.sampling import TrainingRecord
+from llmos.engines.dp.trainer import StepReport
 from llmos.errors import InvalidPrivacyParameter
 from llmos.federations import invitations
 from llmos.federations import manifest as manifests
@@ -360,6 +364,79 @@ def erase(site: System, bob: Person, unit: str) -> None:
     asked = site.data.erase(unit, reason="request 17", datasets=("notes",))
     with bob.at_work() as his:
         his.approvals.decide(str(asked["id"]), approve=True)
+
+
+def in_memory(unit: str) -> int:
+    """Count the encoded records of a unit that are anywhere in this process."""
+    gc.collect()
+    records = [one for one in gc.get_objects() if type(one) is TrainingRecord]
+    return sum(record.unit == unit for record in records)
+
+
+def test_who_is_erased_between_two_rounds_is_trained_on_no_more(
+    site: System, bob: Person, start: Vector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared: list[int] = []
+    others = in_memory("p3")  # of other tests
+
+    def watched(adapter: Any, records: Any, *rest: Any) -> Any:
+        prepared.append(len({record.unit for record in records}))
+        return run.prepare(adapter, records, *rest)
+
+    monkeypatch.setattr(resident_trainer, "prepare", watched)
+    consent.approve(JOB, site.who, site.parts)
+    training, told = work(site)
+    training.train(task(site, 0), start)
+    saw(told, "trained")
+    assert in_memory("p3") == others + 1
+    erase(site, bob, "p3")
+    until(lambda: in_memory("p3") <= others)  # also while there is no round
+    training.train(task(site, 1), start)
+    saw(told, "trained", times=2)
+    assert prepared == [24, 23]
+    assert in_memory("p3") <= others
+    assert site.kernel.budget.reservation(JOB).steps_done == 2 * STEPS
+    training.stop()
+
+
+PLAIN = {"privacy": None, "aggregation": {"kind": "plain"}}
+
+
+@pytest.mark.parametrize(
+    ("terms", "at_step", "units"),
+    [({}, 1, [24, 23]), ({}, STEPS, [24]), (PLAIN, 1, [24, 23]), (PLAIN, STEPS, [24, 23])],
+)
+def test_who_is_erased_during_a_round_ends_it(
+    site: System,
+    bob: Person,
+    tiny_model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    terms: dict[str, Any],
+    at_step: int,
+    units: list[int],
+) -> None:
+    """All steps of a round stay if they were charged before; without privacy nothing stays."""
+    trained: list[int] = []
+
+    def watched(prepared: run.Run, *rest: Any, **named: Any) -> Any:
+        trained.append(len({record.unit for record in prepared.records}))
+
+        def on_step(report: StepReport) -> None:
+            if len(trained) == 1 and report.step == at_step:
+                erase(site, bob, "p3")
+
+        return rounds.train_round(prepared, *rest, **named, on_step=on_step)
+
+    monkeypatch.setattr(resident_trainer, "train_round", watched)
+    start = propose(site, tiny_model_folder, **terms)
+    consent.approve(JOB, site.who, site.parts)
+    training, told = work(site)
+    training.train(task(site, 0), start)
+    saw(told, "trained")
+    assert trained == units
+    if not terms:
+        assert site.kernel.budget.reservation(JOB).steps_done == len(units) * STEPS
+    training.stop()
 
 
 @pytest.mark.usefixtures("start")
