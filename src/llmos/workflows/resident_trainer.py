@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -181,15 +182,18 @@ class ResidentTrainer:
         object_id = kernel.vault.put(
             UPDATE_OBJECT, update.astype(update_type(job.manifest)).tobytes()
         )
-        with kernel.store.transaction() as conn:
-            invitations.change(
-                conn,
-                job.id,
-                InvitationState.RUNNING,
-                update_round=task.round,
-                update_object=object_id,
-                released=None,
-            )
+        with ExitStack() as undo:  # a job that was withdrawn meanwhile keeps no update
+            undo.callback(kernel.vault.delete, object_id)
+            with kernel.store.transaction() as conn:
+                invitations.change(
+                    conn,
+                    job.id,
+                    InvitationState.RUNNING,
+                    update_round=task.round,
+                    update_object=object_id,
+                    released=None,
+                )
+            undo.pop_all()
         if before is not None:
             kernel.vault.delete(before)
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from sqlalchemy import update
 from tests.certified import adapter_of
-from tests.homes import TRAINING, Person, hire, last_records, opened, until
+from tests.homes import TRAINING, Person, checked_books, hire, last_records, opened, until
 from tests.unit.federations.test_manifest import FIELDS, KEY, SHARED
 
 from llmos.engines.dp import rounds, run
@@ -170,6 +170,22 @@ def test_a_job_that_was_withdrawn_begins_no_round(site: System, start: Vector) -
     training.train(task(site, 0), start)
     assert f"{JOB} is withdrawn" in saw(told, "failed").error
     assert site.kernel.budget.reservation(JOB).steps_done == 0
+
+
+def test_a_job_that_was_withdrawn_during_its_last_step_keeps_no_update(
+    site: System, start: Vector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def watched(*given: Any, **named: Any) -> Any:
+        trained = rounds.train_round(*given, **named)
+        consent.withdraw(JOB, site.who, site.parts, reason="a patient objected")
+        return trained
+
+    monkeypatch.setattr(resident_trainer, "train_round", watched)
+    consent.approve(JOB, site.who, site.parts)
+    training, told = work(site)
+    training.train(task(site, 0), start)
+    assert f"{JOB} is withdrawn" in saw(told, "failed").error
+    checked_books(site)  # no object that nothing refers to
 
 
 @pytest.mark.parametrize("number", [0, 1])
