@@ -12,10 +12,10 @@ from typing import Any, Final
 import rfc8785
 from sqlalchemy import Connection, Row, insert, select, update
 
-from llmos.errors import CertificateRefused, JobError, UnknownJob
+from llmos.errors import CertificateRefused, JobError, UnknownJob, UpdateRefused
 from llmos.federations.manifest import Manifest, SignedManifest, stored
 from llmos.federations.tables import coordinators, site_jobs
-from llmos.kernel.store import Store, now, timestamp
+from llmos.kernel.store import Store, now
 
 _YEAR: Final = timedelta(days=365)
 
@@ -25,7 +25,7 @@ class InvitationState(StrEnum):
 
     PROPOSED = "proposed"  # nobody here has said yes
     APPROVED = "approved"  # a steward has
-    RUNNING = "running"  # admitted: the ledger holds its cost
+    RUNNING = "running"  # taken up: the ledger holds its cost, or refuses to in a moment
     DONE = "done"
     REFUSED = "refused"
     WITHDRAWN = "withdrawn"  # a steward stopped it while it ran
@@ -44,7 +44,7 @@ ENDED: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class SitePlan:
-    """What this site admitted: fixed then, so that every restart charges the same mechanism."""
+    """What this site admits: fixed before, so that every restart charges the same mechanism."""
 
     fingerprint: str  # of the dataset
     units: int
@@ -69,7 +69,7 @@ class Invitation:
     state: InvitationState
     decider: str | None
     reason: str | None
-    plan: SitePlan | None  # None: not admitted yet
+    plan: SitePlan | None  # None: nothing was held for it
     update_round: int | None
     update_object: str | None
     released: tuple[str, ...] | None  # the sites of the sum that shares were given to unmask
@@ -136,10 +136,45 @@ def change(
         raise JobError(f"{job_id} is {_read(conn, job_id).state}", hint="`llmos site jobs`")
 
 
-def released(conn: Connection, job_id: str, number: int) -> tuple[str, ...] | None:
-    """Return the sites of the sum of a round that this site has helped to unmask, if it has."""
+def begin_round(conn: Connection, job_id: str, number: int) -> None:
+    """Insist that a job runs and that a round comes after the one whose update is kept.
+
+    An update that others may have seen is never made again: it would differ in its noise only.
+
+    Raises:
+        UnknownJob: there is none of this id.
+        JobError: it does not run.
+        UpdateRefused: that round, or a later one, was trained before.
+    """
     job = _read(conn, job_id)
-    return job.released if job.update_round == number else None
+    if job.state is not InvitationState.RUNNING:
+        raise JobError(f"{job_id} is {job.state}", hint="`llmos site jobs`")
+    if job.update_round is not None and number <= job.update_round:
+        raise UpdateRefused("coordinator", f"round {number} was trained here before")
+
+
+def release(conn: Connection, job_id: str, number: int, sites: tuple[str, ...]) -> None:
+    """Note whose sum of a round this site helps to unmask, before it signs anything.
+
+    Two sums of one round over different sites would give away their difference. What was noted is
+    forgotten when the next round's update is kept; from then on the round before is over here.
+
+    Raises:
+        UnknownJob: there is none of this id.
+        JobError: it does not run.
+        UpdateRefused: this round's update is not the one that is kept, or another sum of it was
+            unmasked.
+    """
+    job = _read(conn, job_id)
+    if job.update_round != number:
+        raise UpdateRefused(
+            "coordinator", f"the update of round {number} is not the one that is kept here"
+        )
+    if job.released is not None and job.released != sites:
+        raise UpdateRefused(
+            "coordinator", f"round {number} was unmasked for {', '.join(job.released)} before"
+        )
+    change(conn, job_id, InvitationState.RUNNING, released=json.dumps(list(sites)))
 
 
 def invitation(store: Store, job_id: str) -> Invitation:
@@ -159,14 +194,25 @@ def invitations(store: Store) -> list[Invitation]:
         return [_invitation(row) for row in conn.execute(select(site_jobs).order_by(*order))]
 
 
-def epsilon_of_year(store: Store, dataset: str, at: datetime) -> float:
-    """Return the sum of the epsilons that federated jobs reserved on a dataset in the last year."""
-    recent = site_jobs.c.created_at >= timestamp(at - _YEAR)
+def epsilon_of_year(store: Store, dataset: str, at: datetime, *, besides: str) -> float:
+    """Return the sum of the epsilons that federated jobs were admitted with in the year up to `at`.
+
+    Args:
+        store: the kernel's.
+        dataset: that they were admitted on.
+        at: now, or when the job was admitted that is asked about; later ones do not count.
+        besides: the id of that job, which does not count either.
+    """
+    others = site_jobs.c.plan.is_not(None) & (site_jobs.c.id != besides)
     with store.read() as conn:
-        rows = conn.execute(select(site_jobs).where(recent, site_jobs.c.plan.is_not(None)))
-        jobs = [_invitation(row) for row in rows]
-    plans = [job.plan for job in jobs if job.plan and job.manifest.dataset == dataset]
-    return sum(plan.epsilon or 0.0 for plan in plans)
+        jobs = [_invitation(row) for row in conn.execute(select(site_jobs).where(others))]
+    return sum(
+        job.plan.epsilon or 0.0
+        for job in jobs
+        if job.plan is not None
+        and job.manifest.dataset == dataset
+        and at - _YEAR <= datetime.fromisoformat(job.plan.admitted_at or job.created_at) <= at
+    )
 
 
 def facts(job: Invitation) -> dict[str, Any]:

@@ -68,7 +68,7 @@ site_jobs = Table(
     Column("state", STR, nullable=False),
     Column("decider", STR),  # principal id of the steward who approved, refused or withdrew
     Column("reason", STR),
-    Column("plan", STR),  # JSON: what was admitted and is charged; none: not admitted yet
+    Column("plan", STR),  # JSON: what is admitted and charged; none: nothing was held for it
     Column("update_round", INT),  # the round whose update is kept until it is delivered
     Column("update_object", STR),  # vault object id
     Column("released", STR),  # JSON: the sites of the sum that shares were given to unmask

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -13,7 +14,7 @@ import torch
 from llmos.engines.dp.plan import Performance
 from llmos.engines.dp.randomness import Purpose, Randomness
 from llmos.engines.dp.rounds import clipped_sum, train_round
-from llmos.engines.dp.run import prepare
+from llmos.engines.dp.run import Run, prepare
 from llmos.engines.dp.sampling import TrainingRecord
 from llmos.errors import JobInterrupted
 from llmos.federations import invitations
@@ -54,34 +55,57 @@ class ResidentTrainer:
         manifest = job.manifest
         self._job, self._site_plan, self._grant, self._parts = job, plan, grant, parts
         self._plan, self._asks = training_plan(manifest, plan), coordinator_principal(manifest)
-        self._card = card = parts.datasets.card(manifest.dataset)
+        self._card = parts.datasets.card(manifest.dataset)
         loaded, self._adapter = federated_adapter.load(manifest, parts)
-        records = tuple(
-            TrainingRecord(record.unit, encoded.ids, encoded.labels_from)
-            for record in parts.datasets.open_records(card, grant)
-            for encoded in [
-                encode(
-                    record.prompt, record.completion, loaded.tokenizer, manifest.local.max_tokens
-                )
-            ]
+        self._tokenizer = loaded.tokenizer
+        self._performance = Performance(
+            threads=parts.kernel.config.threads, device=str(loaded.device)
         )
-        performance = Performance(threads=parts.kernel.config.threads, device=str(loaded.device))
-        self._run = prepare(self._adapter, records, self._plan, performance)
+        self._erased = 0  # units that were left out when the records were opened
+        self._run: Run | None = None
         self._self_tested = False
+        self._opened()
+
+    def forget_erased(self) -> None:
+        """Let go of the open records once somebody is erased; the next round opens what is left."""
+        if self._has_lost():
+            self._run = None
+
+    def _has_lost(self) -> bool:
+        """Tell whether somebody was erased since the records were opened."""
+        return self._parts.datasets.erased(self._card) != self._erased
+
+    def _opened(self) -> Run:
+        """Return what is trained on: the records of all who are not erased.
+
+        Fewer units than were admitted are those of a neighbouring dataset; the charge stays.
+        """
+        self.forget_erased()
+        if self._run is None:
+            self._erased = self._parts.datasets.erased(self._card)
+            most = self._job.manifest.local.max_tokens
+            records = tuple(
+                TrainingRecord(record.unit, encoded.ids, encoded.labels_from)
+                for record in self._parts.datasets.open_records(self._card, self._grant)
+                for encoded in [encode(record.prompt, record.completion, self._tokenizer, most)]
+            )
+            self._run = prepare(self._adapter, records, self._plan, self._performance)
+            self._self_tested = False
+        return self._run
 
     def train(self, task: Task, weights: Vector, stop: Callable[[], bool]) -> tuple[Update, float]:
         """Train a round from the global weights (P,); return its update (P,), kept, and seconds.
 
         Raises:
             PermissionDenied: this site's policy no longer permits the job; nothing is charged.
+            JobError: the job does not run any more; nothing is charged.
+            UpdateRefused: this round, or a later one, was trained before; nothing is charged.
             JobInterrupted: `stop` returned true; what was recorded stays charged.
         """
         kernel, job = self._parts.kernel, self._job
-        manifest, steps = job.manifest, job.manifest.local.steps
         details: dict[str, Any] = {"step": "round", **task.to_dict()}
-        now = invitations.invitation(kernel.store, job.id)
         context = policy_context(
-            now, self._site_plan, self._site_plan.consent, self._parts, at=datetime.now(UTC)
+            job, self._site_plan, self._site_plan.consent, self._parts, at=datetime.now(UTC)
         )
         with kernel.monitor.act(
             self._asks,
@@ -89,45 +113,62 @@ class ResidentTrainer:
             self._card.resource,
             details=details,
             context=context,
-        ):
-            pass
-        if self._plan.mechanism is not None:
-            done = kernel.budget.reservation(job.id).steps_done
-            self._grant.progress(done + steps)
+        ) as conn:
+            invitations.begin_round(conn, job.id, task.round)
         start = torch.from_numpy(weights.copy()).to(self._adapter.parameters()[0].device)
         began = time.monotonic()
-        if manifest.shared_noise is None:
-            update: Update = self._trained(task, start, stop)
-        else:
-            update = self._noisy_sum(task, start)
+        while (update := self._attempted(task, start, stop)) is None:
+            pass
         seconds = time.monotonic() - began
         self._keep(task, update)
         return update, seconds
 
-    def _trained(self, task: Task, start: torch.Tensor, stop: Callable[[], bool]) -> Update:
-        """Return what the steps of a round add to the weights."""
+    def _attempted(
+        self, task: Task, start: torch.Tensor, stop: Callable[[], bool]
+    ) -> Update | None:
+        """Charge a round and run it; return None if somebody was erased and it is to be run again.
+
+        Under privacy a repeated round is charged anew, to the spare ones: its noise is fresh.
+        """
+        run = self._opened()
+        if self._plan.mechanism is not None:
+            done = self._parts.kernel.budget.reservation(self._job.id).steps_done
+            self._grant.progress(done + self._job.manifest.local.steps)
+        if self._job.manifest.shared_noise is None:
+            return self._trained(run, task, start, stop)
+        return self._noisy_sum(run, task, start)
+
+    def _trained(
+        self, run: Run, task: Task, start: torch.Tensor, stop: Callable[[], bool]
+    ) -> Update | None:
+        """Return what the steps of a round add to the weights; None if somebody was erased.
+
+        Steps under privacy that were all run before stay: they were charged.
+        """
         local = self._job.manifest.local
         trained = train_round(
-            self._run,
+            run,
             start,
             first_step=task.round * local.steps,
             steps=local.steps,
             randomness=Randomness.fresh(),
             proximal=local.proximal,
             self_tested=self._self_tested,
-            stop=stop,
+            stop=lambda: stop() or self._has_lost(),
         )
-        if trained.steps < local.steps:
+        if trained.steps < local.steps and stop():
             raise JobInterrupted(f"{self._job.id} stopped in round {task.round}")
+        if trained.steps < local.steps or (self._plan.mechanism is None and self._has_lost()):
+            return None
         self._self_tested = trained.self_tested
         return federated_adapter.to_numpy(trained.weights - start)
 
-    def _noisy_sum(self, task: Task, start: torch.Tensor) -> Update:
+    def _noisy_sum(self, run: Run, task: Task, start: torch.Tensor) -> Update:
         """Return the clipped sum of a batch as integers with this site's share of the noise.
 
         They are kept as they are: the same sum under two draws of noise would have less of it.
         """
-        found = clipped_sum(self._run, start, step=task.round, self_tested=self._self_tested)
+        found = clipped_sum(run, start, step=task.round, self_tested=self._self_tested)
         self._self_tested = found.self_tested
         noise = found.randomness.stream(Purpose.NOISE, task.round)
         grid = masked_round.grid_of(task, self._job.manifest)
@@ -141,15 +182,18 @@ class ResidentTrainer:
         object_id = kernel.vault.put(
             UPDATE_OBJECT, update.astype(update_type(job.manifest)).tobytes()
         )
-        with kernel.store.transaction() as conn:
-            invitations.change(
-                conn,
-                job.id,
-                InvitationState.RUNNING,
-                update_round=task.round,
-                update_object=object_id,
-                released=None,
-            )
+        with ExitStack() as undo:  # a job that was withdrawn meanwhile keeps no update
+            undo.callback(kernel.vault.delete, object_id)
+            with kernel.store.transaction() as conn:
+                invitations.change(
+                    conn,
+                    job.id,
+                    InvitationState.RUNNING,
+                    update_round=task.round,
+                    update_object=object_id,
+                    released=None,
+                )
+            undo.pop_all()
         if before is not None:
             kernel.vault.delete(before)
 

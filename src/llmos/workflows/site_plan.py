@@ -29,9 +29,12 @@ def make_plan(manifest: Manifest, card: DatasetCard) -> SitePlan:
     """Fix what this site runs and is charged for: its units and the noise that they need.
 
     Raises:
-        InvalidPrivacyParameter: no noise gives the asked epsilon, or that of all sites does not.
+        InvalidPrivacyParameter: no unit is left, no noise gives the asked epsilon, or that of all
+            sites does not.
     """
     units, privacy = card.units_left, manifest.privacy
+    if units < 1:
+        raise InvalidPrivacyParameter(f"the units left in {card.name}", units, "at least 1")
     if privacy is None:
         return SitePlan(card.fingerprint, units, None, None)
     batch = min(manifest.local.batch, units)
@@ -74,17 +77,22 @@ def policy_context(
 ) -> dict[str, Any]:
     """Return what the site's policy is asked about a job, besides who asks and the dataset.
 
+    The epsilon of the year is that up to the job's admission: what is admitted later is judged with
+    it, and ends nothing that was admitted before.
+
     Args:
-        job: as its row is now.
+        job: that is asked for.
         plan: what it would cost, or what was admitted.
         consent: who approved it, if it takes anybody.
         parts: of the site.
         at: now, or when it was admitted, for what only ends it.
     """
     manifest = job.manifest
-    year = invitations.epsilon_of_year(parts.kernel.store, manifest.dataset, at)
-    if job.plan is None:
-        year += plan.epsilon or 0.0
+    since = at if plan.admitted_at is None else datetime.fromisoformat(plan.admitted_at)
+    others = invitations.epsilon_of_year(
+        parts.kernel.store, manifest.dataset, since, besides=job.id
+    )
+    year = others + (plan.epsilon or 0.0)
     context: dict[str, Any] = {
         "purpose": manifest.purpose,
         "method": manifest.adapter.parametrisation,

@@ -6,24 +6,43 @@ anew is told to begin the attempt again.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import numpy as np
 
-from llmos.errors import RequestError, UpdateRefused
+from llmos.errors import CertificateRefused, RequestError
 from llmos.federations import invitations
-from llmos.federations.invitations import InvitationState
 from llmos.federations.manifest import Manifest, Masked
 from llmos.parties import signatures, trust
+from llmos.parties.peers import Anchor
 from llmos.workflows import masked_round
 from llmos.workflows.federated_round import UPLOAD, Task, Vector, encode
+from llmos.workflows.federated_state import start_sha256
 from llmos.workflows.masked_round import MaskedPart
 from llmos.workflows.parts import Parts
 from llmos.workflows.site_channel import SiteChannel
 from llmos.workflows.site_training import SiteTraining
+
+
+@dataclass(slots=True)
+class _Feedback:
+    """What quantisation has left out, to be added to the update of the next round.
+
+    Every attempt at a round encodes the same: what the first one left out is in no mean yet.
+    """
+
+    _round: int | None = None  # that was encoded last
+    _before: Vector | None = None  # what is added to it
+    _after: Vector | None = None  # what it leaves
+
+    def encode(self, update: Vector, manifest: Manifest, task: Task) -> bytes:
+        """Return the update of a round in the clear as bytes."""
+        if task.round != self._round:
+            self._round, self._before = task.round, self._after
+        body, self._after = encode(update, self._before, manifest, task)
+        return body
 
 
 @dataclass(slots=True)
@@ -35,7 +54,7 @@ class SiteRounds:
     parts: Parts
     tell: Callable[[str], None]
     units: int = 0
-    _residual: Vector | None = None  # what quantisation left out of the last update
+    _feedback: _Feedback = field(default_factory=_Feedback)
     _sent: set[tuple[int, int, str]] = field(default_factory=set)
     _pending: tuple[Task, object] | None = None  # an upload that waits for its training
     _part: MaskedPart | None = None  # of the attempt under way
@@ -65,6 +84,11 @@ class SiteRounds:
             raise RequestError(f"the task of round {task.round} is not one of {manifest.id}")
         if task.participants.get(self.site) != self.units:
             raise RequestError(f"the task of round {task.round} weighs this site wrongly")
+        kept = invitations.invitation(self.parts.kernel.store, manifest.id).update_round
+        if not 0 <= task.round < manifest.rounds or (kept is not None and task.round < kept):
+            raise RequestError(f"round {task.round} of {manifest.id} is over here")
+        if task.round == 0 and task.weights_sha256 != start_sha256(manifest.parameters):
+            raise RequestError(f"{manifest.id} does not start from the base model as it is")
 
     def do(self, phase: str, task: Task, message: object) -> None:
         """Do what a phase asks; training goes on beside the first ones.
@@ -97,18 +121,14 @@ class SiteRounds:
         if update is None:
             return
         self._pending = None
-        residual = self._residual
         if isinstance(self.manifest.aggregation, Masked):
             if self._part is None or self._attempt != (task.round, task.attempt):
                 raise RequestError(f"round {task.round} was not begun here")
             body = self._part.upload(message, update)
             self._made = (task.round, task.attempt, UPLOAD), body
         else:
-            body, residual = encode(
-                update.astype(np.float32, copy=False), self._residual, self.manifest, task
-            )
+            body = self._feedback.encode(update.astype(np.float32, copy=False), self.manifest, task)
         self._send(task, UPLOAD, body)
-        self._residual = residual
         self.tell(f"{self.manifest.id}: round {task.round + 1}: sent {len(body):,} bytes")
 
     def _send(self, task: Task, phase: str, body: bytes) -> None:
@@ -149,25 +169,37 @@ class SiteRounds:
         certificates = message.get("certificates") if isinstance(message, dict) else None
         if not isinstance(certificates, dict) or set(certificates) != set(task.participants):
             raise RequestError("the coordinator does not show the certificates of all sites")
-        anchors = trust.anchors(self.parts.kernel)
-        return signatures.verifier(certificates, anchors, datetime.now(UTC))
+        anchors, at = trust.anchors(self.parts.kernel), datetime.now(UTC)
+        shown = {uri: _believed(uri, pem, anchors, at) for uri, pem in certificates.items()}
+        return lambda party, text, signature: (
+            party in shown and shown[party](party, text, signature)
+        )
 
     def note_release(self, task: Task, sites: tuple[str, ...]) -> None:
         """Note, before anything is signed, whose sum this site will help to unmask.
 
-        Two sums of one round over different sites would give away their difference.
-
         Raises:
-            UpdateRefused: this site has helped to unmask another sum of this round.
+            UpdateRefused: this site has helped to unmask another sum of this round, or has trained
+                another round since.
         """
-        kernel, job_id = self.parts.kernel, self.manifest.id
-        with kernel.store.transaction() as conn:
-            before = invitations.released(conn, job_id, task.round)
-            if before is not None and before != sites:
-                raise UpdateRefused(
-                    "coordinator",
-                    f"round {task.round} was unmasked for {', '.join(before)} before",
-                )
-            invitations.change(
-                conn, job_id, InvitationState.RUNNING, released=json.dumps(list(sites))
-            )
+        with self.parts.kernel.store.transaction() as conn:
+            invitations.release(conn, self.manifest.id, task.round, sites)
+
+
+def _believed(
+    uri: str, certificate: object, anchors: tuple[Anchor, ...], at: datetime
+) -> signatures.Verify:
+    """Return what checks a party's signatures, if the certificate shown for it is good.
+
+    Raises:
+        RequestError: it is not. Only this site's own certificate, which is shown to the
+            coordinator, ends its agent.
+    """
+    if not isinstance(certificate, str):
+        raise RequestError(f"the certificate that the coordinator shows for {uri} is no text")
+    try:
+        return signatures.verifier({uri: certificate}, anchors, at)
+    except CertificateRefused as error:
+        raise RequestError(
+            f"the certificate that the coordinator shows for {uri} is no good: {error.message}"
+        ) from error

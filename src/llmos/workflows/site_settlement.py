@@ -12,7 +12,7 @@ from llmos.federations.manifest import Manifest
 from llmos.kernel.budget import ReservationState
 from llmos.kernel.monitor import Charge, Grant
 from llmos.kernel.policy import Action
-from llmos.kernel.pools import Part
+from llmos.kernel.pools import Part, find_reservation
 from llmos.workflows.parts import Parts
 from llmos.workflows.site_plan import context_of_admission, coordinator_principal, training_plan
 
@@ -31,6 +31,8 @@ def settle(grant: Grant, plan: DPPlan, job_id: str, parts: Parts, *, conn: Conne
 def release(job: Invitation, parts: Parts) -> None:
     """Settle a job that ended here before its last round, and delete the update it kept.
 
+    A plan under which nothing was reserved goes too: it counts in no year.
+
     Raises:
         PermissionDenied: policy no longer lets the coordinator ask for anything; the hold stays.
     """
@@ -40,7 +42,12 @@ def release(job: Invitation, parts: Parts) -> None:
     card = parts.datasets.card(job.manifest.dataset)
     dp_plan = training_plan(job.manifest, plan)
     charge = charge_of(job.manifest, card, dp_plan)
-    if charge is not None and kernel.budget.reservation(job.id).state is ReservationState.HELD:
+    with kernel.store.read() as conn:
+        reserved = find_reservation(conn, job.id)
+    if charge is not None and reserved is None:
+        with kernel.store.transaction() as conn:
+            invitations.change(conn, job.id, job.state, plan=None)
+    if reserved is not None and reserved.state is ReservationState.HELD:
         with (
             kernel.monitor.admit(
                 coordinator_principal(job.manifest),

@@ -12,6 +12,7 @@ from llmos.federations.invitations import Invitation, InvitationState
 from llmos.federations.statement import Data, Record, Spent, Statement
 from llmos.kernel import accounting
 from llmos.kernel.budget import ReservationState
+from llmos.kernel.pools import find_reservation
 from llmos.parties.tls import Credentials
 from llmos.privacy import PoissonSampledGaussian, mechanism_to_dict
 from llmos.reports import evidence, site_part
@@ -27,9 +28,10 @@ def make(job: Invitation, site: str, credentials: Credentials, parts: Parts) -> 
         MeasurementError: the log has not the entries that the statement rests on.
     """
     kernel, manifest, plan = parts.kernel, job.manifest, job.plan
-    if plan is None or manifest.privacy is None:
+    with kernel.store.read() as conn:
+        reservation = find_reservation(conn, job.id)
+    if plan is None or manifest.privacy is None or reservation is None:
         raise JobError(f"{job.id} has charged nothing here")
-    reservation = kernel.budget.reservation(job.id)
     mechanism = reservation.mechanism
     if reservation.state is not ReservationState.COMMITTED:
         raise JobError(f"the budget of {job.id} is {reservation.state}, not settled")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Final
 
 import numpy as np
@@ -33,6 +33,7 @@ from llmos.workflows.site_settlement import charge_of
 # round that another job trains meanwhile would be computed in it.
 _ENGINE: Final = threading.Lock()
 _LOOK_S: Final = 0.1
+_ERASED_S: Final = 1.0  # how often it is looked for erased units between two rounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +139,8 @@ class SiteTraining:
         card = self.parts.datasets.card(manifest.dataset)
         if card.fingerprint != self.plan.fingerprint:
             raise UnaccountableMechanism(f"{card.name} changed after this job was admitted")
-        agreed, at = consent.given(self.job, self.parts), datetime.now(UTC)
-        context = policy_context(self.job, self.plan, agreed, self.parts, at=at)
-        since = self.plan.admitted_at or at.isoformat()
-        plan = replace(self.plan, admitted_at=since, consent=agreed)
+        plan = self._taken_up()
+        context = policy_context(self.job, plan, plan.consent, self.parts, at=datetime.now(UTC))
         with kernel.monitor.admit(
             coordinator_principal(manifest),
             Action.FEDERATE,
@@ -152,25 +151,35 @@ class SiteTraining:
             context=context,
             details={"manifest_sha256": manifest.digest, "purpose": manifest.purpose},
         ) as grant:
-            with kernel.store.transaction() as conn:
-                states = (InvitationState.PROPOSED, InvitationState.APPROVED)
-                invitations.change(
-                    conn,
-                    self.job.id,
-                    *states,
-                    InvitationState.RUNNING,
-                    state=InvitationState.RUNNING,
-                    plan=plan.text,
-                )
             self._recall(grant)
             self.tell(Happened(self.job.id, "admitted"))
             with self.alone():
                 trainer = ResidentTrainer(self.job, plan, grant, self.parts)
             self._work_with(trainer)
 
+    def _taken_up(self) -> SitePlan:
+        """Keep what is to be admitted, before the ledger holds it: a kill leaves no unknown hold.
+
+        Of two jobs that are taken up at once the later one sees the earlier one's epsilon.
+        """
+        agreed = consent.given(self.job, self.parts)
+        with self.parts.kernel.store.transaction() as conn:
+            since = self.plan.admitted_at or datetime.now(UTC).isoformat()
+            plan = replace(self.plan, admitted_at=since, consent=agreed)
+            invitations.change(
+                conn,
+                self.job.id,
+                InvitationState.PROPOSED,
+                InvitationState.APPROVED,
+                InvitationState.RUNNING,
+                state=InvitationState.RUNNING,
+                plan=plan.text,
+            )
+        return plan
+
     def _work_with(self, trainer: ResidentTrainer) -> None:
         """Train rounds as they come, until the job ends."""
-        while (first := self._work.get()) is not None:
+        while (first := self._next(trainer)) is not None:
             with self.alone():
                 work = self.newest(first)
                 if work is None:
@@ -183,6 +192,14 @@ class SiteTraining:
                 self.keep(work.task.round, update)
                 self.tell(Happened(self.job.id, "trained", seconds=seconds))
         raise JobInterrupted(f"{self.job.id} stopped")
+
+    def _next(self, trainer: ResidentTrainer) -> _Work | None:
+        """Wait for work; meanwhile whoever is erased is in this process's memory for a second."""
+        while True:
+            try:
+                return self._work.get(timeout=_ERASED_S)
+            except Empty:
+                trainer.forget_erased()
 
     @property
     def _kept(self) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 from tests.parties import kernel_at
 from tests.unit.federations.test_manifest import FIELDS, KEY, SITES
 
-from llmos.errors import CertificateRefused, JobError, UnknownJob
+from llmos.errors import CertificateRefused, JobError, UnknownJob, UpdateRefused
 from llmos.federations import invitations, register
 from llmos.federations import manifest as manifests
 from llmos.federations.invitations import InvitationState, SitePlan
@@ -89,11 +88,7 @@ def test_a_site_changes_a_job_only_from_the_states_that_allow_it(kernel: Kernel)
             InvitationState.PROPOSED,
             state=InvitationState.RUNNING,
             plan=plan.text,
-            update_round=1,
-            released=json.dumps(list(SITES)),
         )
-        assert invitations.released(conn, JOB, 1) == SITES
-        assert invitations.released(conn, JOB, 2) is None
     job = invitations.invitation(kernel.store, JOB)
     assert (job.plan, job.state) == (plan, InvitationState.RUNNING)
     facts = invitations.facts(job)
@@ -108,20 +103,72 @@ def test_a_site_changes_a_job_only_from_the_states_that_allow_it(kernel: Kernel)
     assert facts["manifest_sha256"] == SIGNED.manifest.digest
 
 
-def test_the_epsilon_of_a_year_is_the_sum_over_the_jobs_of_that_dataset(kernel: Kernel) -> None:
-    other = manifests.sign(
-        manifests.parse(FIELDS | {"id": "fed-ffffffffffffffff", "dataset": "scans"}), KEY
-    )
-    for signed, epsilon in ((SIGNED, 2.5), (other, 1.0)):
+def test_rounds_go_forward_and_one_sum_of_each_is_released(kernel: Kernel) -> None:
+    with kernel.store.transaction() as conn:
+        invitations.receive(conn, SIGNED, "research.example")
+    with pytest.raises(JobError, match="is proposed"), kernel.store.transaction() as conn:
+        invitations.begin_round(conn, JOB, 0)
+    with kernel.store.transaction() as conn:
+        invitations.change(conn, JOB, InvitationState.PROPOSED, state=InvitationState.RUNNING)
+        invitations.begin_round(conn, JOB, 0)
+        invitations.change(conn, JOB, InvitationState.RUNNING, update_round=5)
+        invitations.begin_round(conn, JOB, 6)
+    for number in (4, 5):
+        with pytest.raises(UpdateRefused, match="before"), kernel.store.transaction() as conn:
+            invitations.begin_round(conn, JOB, number)
+    for number in (4, 6):
+        with pytest.raises(UpdateRefused, match="kept"), kernel.store.transaction() as conn:
+            invitations.release(conn, JOB, number, SITES)
+    for _ in range(2):
         with kernel.store.transaction() as conn:
-            invitations.receive(conn, signed, "research.example")
-            plan = SitePlan("ab" * 32, 24, 1.5, epsilon).text
-            invitations.change(conn, signed.manifest.id, InvitationState.PROPOSED, plan=plan)
+            invitations.release(conn, JOB, 5, SITES)
+    with pytest.raises(UpdateRefused, match="was unmasked"), kernel.store.transaction() as conn:
+        invitations.release(conn, JOB, 5, SITES[:2])
+    assert invitations.invitation(kernel.store, JOB).released == SITES
+    with kernel.store.transaction() as conn:
+        invitations.change(
+            conn, JOB, InvitationState.RUNNING, state=InvitationState.WITHDRAWN, released=None
+        )
+    with pytest.raises(JobError, match="is withdrawn"), kernel.store.transaction() as conn:
+        invitations.release(conn, JOB, 5, SITES)
+
+
+def admitted(
+    kernel: Kernel, number: int, epsilon: float, at: datetime | None, dataset: str = "notes"
+) -> str:
+    """Let a job be admitted; before they were kept, times of admission were those of proposals."""
+    asked = FIELDS | {"id": f"fed-{number:016x}", "dataset": dataset}
+    signed = manifests.sign(manifests.parse(asked), KEY)
+    since = None if at is None else at.isoformat()
+    plan = SitePlan("ab" * 32, 24, 1.5, epsilon, since).text
+    with kernel.store.transaction() as conn:
+        invitations.receive(conn, signed, "research.example")
+        invitations.change(conn, signed.manifest.id, InvitationState.PROPOSED, plan=plan)
+    return signed.manifest.id
+
+
+def test_the_epsilon_of_a_year_is_that_of_the_other_jobs_of_the_dataset(kernel: Kernel) -> None:
     now = datetime.now(UTC)
-    assert invitations.epsilon_of_year(kernel.store, "notes", now) == 2.5
-    assert invitations.epsilon_of_year(kernel.store, "scans", now) == 1.0
-    later = now + timedelta(days=366)
-    assert invitations.epsilon_of_year(kernel.store, "notes", later) == 0.0
+    mine = admitted(kernel, 1, 2.5, now)
+    admitted(kernel, 2, 1.0, now, "scans")
+    admitted(kernel, 3, 0.5, None)
+
+    def year(dataset: str, at: datetime, besides: str = "fed-0") -> float:
+        return invitations.epsilon_of_year(kernel.store, dataset, at, besides=besides)
+
+    soon = now + timedelta(minutes=1)
+    assert year("notes", soon) == 3.0
+    assert year("notes", soon, besides=mine) == 0.5
+    assert year("scans", soon) == 1.0
+    assert year("notes", now + timedelta(days=364)) == 3.0
+    assert year("notes", now + timedelta(days=366)) == 0.0
+
+
+def test_what_is_admitted_later_does_not_count(kernel: Kernel) -> None:
+    noon = datetime(2026, 11, 24, 12, tzinfo=UTC)
+    for hours, epsilon in ((-366 * 24, 8.0), (-1, 2.0), (0, 1.0), (1, 4.0)):
+        admitted(kernel, hours + 9000, epsilon, noon + timedelta(hours=hours))
+    assert invitations.epsilon_of_year(kernel.store, "notes", noon, besides="fed-0") == 3.0
 
 
 def test_a_coordinators_keys_are_pinned_until_it_is_forgotten(kernel: Kernel) -> None:
