@@ -7,7 +7,6 @@ against hearing each of them again.
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +15,6 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
-from llmos.crypto import dsse
 from llmos.crypto.notes import Verifier
 from llmos.errors import (
     AggregationAborted,
@@ -32,15 +30,16 @@ from llmos.errors import (
 )
 from llmos.federations import invitations
 from llmos.federations.invitations import ENDED, Invitation, InvitationState, SitePlan
-from llmos.federations.manifest import describe, open_manifest
+from llmos.federations.manifest import describe
 from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action
 from llmos.parties.authority import home_of
 from llmos.parties.memberships import Membership
 from llmos.workflows import consent, site_plan, site_settlement, site_statement
-from llmos.workflows.federated_round import ROUND_TYPE, Task
+from llmos.workflows.federated_round import Task
 from llmos.workflows.parts import Parts
 from llmos.workflows.site_channel import SiteChannel
+from llmos.workflows.site_instructions import read_manifest, read_task, require_coordinator
 from llmos.workflows.site_rounds import SiteRounds
 from llmos.workflows.site_training import Happened, SiteTraining
 
@@ -150,23 +149,21 @@ class SiteAgent:
     def _instructed(self, job_id: str, instruction: dict[str, Any]) -> None:
         match instruction:
             case {"kind": "manifest", "envelope": dict(envelope)}:
-                self._proposed(envelope)
+                self._proposed(job_id, envelope)
             case {"kind": "round", "phase": str(phase), "task": dict(task), "message": message}:
                 asked = self._task(task, job_id)
                 self._jobs[job_id].do(phase, asked, message)
             case {"kind": "ended", "state": str(state)}:
                 self._ended(job_id, state, instruction)
 
-    def _proposed(self, envelope: dict[str, Any]) -> None:
+    def _proposed(self, job_id: str, envelope: dict[str, Any]) -> None:
         """Keep a job that is proposed to this site; nothing runs by that."""
         assert self._verifier is not None  # noqa: S101 - instructions come after it
-        signed = open_manifest(envelope, self._verifier)
+        signed = read_manifest(envelope, self._verifier, self.member.id, job_id)
         manifest, kernel = signed.manifest, self.parts.kernel
         self._answered.pop(manifest.id, None)  # the coordinator has no answer of ours
         if any(known.id == manifest.id for known in invitations.invitations(kernel.store)):
             return
-        if self.member.id.uri not in manifest.sites:
-            raise RequestError(f"{manifest.id} does not name this site")
         details = {"proposed": manifest.id, "manifest_sha256": manifest.digest}
         with kernel.monitor.act(
             self.who, Action.ADMIT_PARTIES, home_of(kernel), details=details
@@ -177,10 +174,9 @@ class SiteAgent:
     def _task(self, envelope: dict[str, Any], job_id: str) -> Task:
         """Read the signed task of a round, for a job that runs here."""
         assert self._verifier is not None  # noqa: S101 - instructions come after it
-        payload = dsse.open_envelope(envelope, self._verifier, payload_type=ROUND_TYPE)
-        task = Task(**json.loads(payload))
+        task = read_task(envelope, self._verifier, job_id)
         job = self._jobs.get(job_id)
-        if job is None or task.job != job_id:
+        if job is None:
             raise JobError(f"{job_id} does not run here")
         job.check(task)
         return task
@@ -219,7 +215,10 @@ class SiteAgent:
         for job in invitations.invitations(self.parts.kernel.store):
             ours = job.organisation == self.member.id.organisation
             if ours and job.state is InvitationState.RUNNING and job.plan is not None:
-                self._start(job, job.plan)
+                try:
+                    self._start(job, job.plan)
+                except RequestError as error:
+                    self._close(job.id, InvitationState.FAILED, error.message)
 
     def _look(self) -> None:
         """See what policy and stewards say now, and answer for it."""
@@ -236,6 +235,7 @@ class SiteAgent:
         """Start a job that policy admits now; one without consent waits."""
         kernel = self.parts.kernel
         try:
+            require_coordinator(job.manifest, job.organisation)
             card = self.parts.datasets.card(job.manifest.dataset)
             plan = self._plans.get(job.id)
             if plan is None:  # the search for the noise takes seconds
@@ -256,6 +256,7 @@ class SiteAgent:
             self.tell(f"{job.id} waits for a steward: llmos site approve {job.id}")
 
     def _start(self, job: Invitation, plan: SitePlan) -> None:
+        require_coordinator(job.manifest, job.organisation)
         training = SiteTraining(job, plan, self.parts, self._inbox.put)
         self._jobs[job.id] = SiteRounds(training, self._channel, self.parts, self.tell)
         training.start()
