@@ -29,6 +29,7 @@ from llmos.workflows.site_agent import SiteAgent
 
 if TYPE_CHECKING:
     from llmos.crypto.notes import NoteKey
+    from llmos.parties.tls import Credentials
     from llmos.system import System
 
 ORGANISATION = "research.example"
@@ -48,6 +49,7 @@ class FakeCoordinator:
     answers: list[dict[str, Any]] = field(default_factory=list)
     statements: list[bytes] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)  # paths
+    revoked: tuple[Credentials, ...] = ()
 
     def __post_init__(self) -> None:
         self.pki = Pki(self.organisation, self.at)
@@ -103,7 +105,7 @@ class FakeCoordinator:
                 self.statements.append(body)
             case "crl":
                 now = datetime.now(UTC)
-                return crl_to_pem(self.pki.crl(number=2, at=now)).encode()
+                return crl_to_pem(self.pki.crl(*self.revoked, number=2, at=now)).encode()
         return b""
 
     def accepted(self) -> list[bool]:

@@ -14,6 +14,7 @@ TIMEOUT_S: Final = 30.0
 _LARGEST_ANSWER_BYTES: Final = 1 << 20
 _OK: Final = 200
 _SERVER_FAULT: Final = 500
+_LATER: Final = frozenset({408, 429})  # nothing is wrong with the request but its time
 
 
 def check_url(url: str) -> tuple[str, int]:
@@ -53,7 +54,7 @@ def call(
 
     Raises:
         ConfigError: the URL is none.
-        NetworkError: the server cannot be reached, or answers with a fault of its own.
+        NetworkError: the server cannot be reached, has no time, or answers with a fault of its own.
         CertificateRefused: one of the two sides does not accept the other's certificate.
         JoinRefused, or `refused`: the server refuses the request; the message is its own.
     """
@@ -83,6 +84,11 @@ def call(
     if answer.status >= _SERVER_FAULT or answer.length != 0:  # cut, too large, or unknown
         raise NetworkError(
             f"{url} gave no answer that can be used: status {answer.status}, {len(content)} bytes"
+        )
+    if answer.status in _LATER:
+        raise NetworkError(
+            f"{url} has no time: {_message(content) or f'status {answer.status}'}",
+            hint="try again",
         )
     if answer.status != _OK:
         raise refused(f"{url}: {_message(content) or f'status {answer.status}'}")

@@ -56,6 +56,18 @@ class Membership:
         """The organisation's CA and its newest revocation list."""
         return Anchor(self.id.organisation, (self.authority,), (self.crl,))
 
+    @property
+    def is_revoked(self) -> bool:
+        """Whether the organisation's newest list has this home's certificate."""
+        certificate = self.certificate
+        return certificate is not None and (
+            self.crl.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None
+        )
+
+    def list_is_over(self, at: datetime) -> bool:
+        """Tell whether the revocation list has run out; then nobody there is believed."""
+        return self.crl.next_update_utc is None or self.crl.next_update_utc <= at
+
     def terms(self, kernel: Kernel) -> Terms:
         """Return how this party talks to the server at which it joined."""
         credentials = None
