@@ -13,7 +13,7 @@ from llmos.federations import invitations, register
 from llmos.federations.register import FederatedJob, FederatedState
 from llmos.kernel.policy import Action
 from llmos.parties import memberships
-from llmos.workflows import consent
+from llmos.workflows import consent, sole_process
 from llmos.workflows.parts import Parts
 
 
@@ -92,11 +92,16 @@ class FederationVerbs:
     def take_part(
         self, organisation: str, *, tell: Callable[[str], None], stop: threading.Event
     ) -> None:
-        """Be a site of an organisation until `stop` is set; `tell` gets a line for each event."""
+        """Be a site of an organisation until `stop` is set; `tell` gets a line for each event.
+
+        Raises:
+            JobBusy: another process of this home is.
+        """
         from llmos.workflows.site_agent import SiteAgent
 
-        member = memberships.membership(organisation, self.parts.kernel)
-        SiteAgent(member, self.parts.who, self.parts, tell, stop).run()
+        with sole_process.as_site(organisation, self.parts.kernel):
+            member = memberships.membership(organisation, self.parts.kernel)
+            SiteAgent(member, self.parts.who, self.parts, tell, stop).run()
 
     def _facts(self, job: FederatedJob) -> dict[str, Any]:
         store = self.parts.kernel.store
