@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.x509 import load_pem_x509_csr
+from tests.certified import adapter_of
 from tests.homes import until
 from tests.parties import Pki
 from tests.unit.federations.test_manifest import FIELDS, KEY
@@ -23,12 +24,15 @@ from llmos.errors import LlmosError
 from llmos.federations import manifest as manifests
 from llmos.parties import memberships
 from llmos.parties.encoding import crl_to_pem
-from llmos.workflows import renew_parties, site_channel
+from llmos.workflows import consent, renew_parties, site_channel
 from llmos.workflows.federated_round import ROUND_TYPE
 from llmos.workflows.site_agent import SiteAgent
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from llmos.crypto.notes import NoteKey
+    from llmos.kernel.budget import Reservation
     from llmos.parties.tls import Credentials
     from llmos.system import System
 
@@ -167,3 +171,24 @@ def at_work(
         stop.set()
         working.thread.join(60)
     assert not working.thread.is_alive()
+
+
+def runnable_fields(site: System, model: Path) -> dict[str, Any]:
+    """Return the fields of a manifest that a home with this model can run."""
+    _, fields = adapter_of(model)
+    return fields | {"model_digest": site.registry.model("tiny").digest}
+
+
+def admitted(
+    site: System,
+    coordinator: FakeCoordinator,
+    patch: pytest.MonkeyPatch,
+    fields: dict[str, Any],
+) -> Reservation:
+    """Let a job be admitted, and the agent end."""
+    coordinator.propose(**fields)
+    with at_work(site, coordinator, patch) as agent:
+        agent.said("waits for a steward")
+        consent.approve(FIELDS["id"], site.who, site.parts)
+        agent.said("is admitted")
+    return site.kernel.budget.reservation(FIELDS["id"])

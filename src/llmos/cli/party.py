@@ -195,11 +195,16 @@ def renew(session: Session, as_json: bool) -> None:
 @with_session
 def leave(session: Session, organisation: str, as_json: bool) -> None:
     """Stop being a party of ORGANISATION and destroy the keys; its CA is not told."""
-    _verbs(session).leave(organisation)
+    running = _verbs(session).leave(organisation)
     if as_json:
-        print_json({"left": organisation})
+        print_json({"left": organisation, "running": running})
         return
     click.echo(f"this home is no party of {organisation} any more")
+    for job in running:
+        click.echo(
+            f"{job} holds budget: join again by a new token to go on with it, or "
+            f"llmos site withdraw {job} --reason TEXT"
+        )
 
 
 @party.command()

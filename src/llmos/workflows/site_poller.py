@@ -77,14 +77,15 @@ class SitePoller:
             CertificateRefused: it has run out and no other one is good, or this home was revoked.
         """
         member, at = self.channel.member, datetime.now(UTC)
-        blind = member.list_is_over(at)
-        if not renew_parties.is_due(member, at) or not (blind or at >= self._renew_from):
+        waits = at < self._renew_from and not member.list_is_over(at)
+        if waits or not renew_parties.is_due(member, at):
             return
         self._renew_from = at + RENEW_AGAIN
         try:
             done = renew_parties.renew(member, self.who, self.channel.parts.kernel, at)
         except LlmosError as error:
-            if blind or self.channel.member.is_revoked:
+            member = self.channel.member  # the list may have come, and the certificate not
+            if member.list_is_over(at) or member.is_revoked:
                 raise
             self.tell(f"certificate and revocation list are not renewed yet: {error.message}")
             return

@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.certified import adapter_of
-from tests.coordinators import ORGANISATION, FakeCoordinator, at_work
-from tests.homes import TRAINING, last_records, opened, until
+from tests.coordinators import ORGANISATION, FakeCoordinator, admitted, at_work, runnable_fields
+from tests.homes import last_records, opened, until
 from tests.unit.federations.test_manifest import FIELDS
 
 from llmos.crypto.notes import NoteKey
 from llmos.errors import CertificateRefused, NetworkError, UnknownDataset
 from llmos.federations import invitations
 from llmos.federations.invitations import Invitation, InvitationState
-from llmos.kernel.budget import Reservation, ReservationState
+from llmos.kernel.budget import ReservationState
 from llmos.parties import memberships
 from llmos.system import System
 from llmos.workflows import consent, renew_parties, site_poller
@@ -41,10 +40,7 @@ def coordinator(site: System) -> FakeCoordinator:
 
 @pytest.fixture
 def runnable(site: System, tiny_model_folder: Path) -> dict[str, Any]:
-    """Return the fields of a manifest that this site can run."""
-    _, fields = adapter_of(tiny_model_folder)
-    digest = site.registry.model(TRAINING["model"]).digest
-    return fields | {"model_digest": digest}
+    return runnable_fields(site, tiny_model_folder)
 
 
 def known(site: System) -> Invitation:
@@ -166,21 +162,6 @@ def test_a_failed_job_is_told_and_settled_also_after_a_kill(
         until(lambda: coordinator.accepted() == [False])
     assert coordinator.answers[0]["reason"] == "no memory"
     assert site.kernel.budget.reservation(JOB).state is ReservationState.ABORTED
-
-
-def admitted(
-    site: System,
-    coordinator: FakeCoordinator,
-    patch: pytest.MonkeyPatch,
-    runnable: dict[str, Any],
-) -> Reservation:
-    """Let a job be admitted, and the agent end."""
-    coordinator.propose(**runnable)
-    with at_work(site, coordinator, patch) as agent:
-        agent.said("waits for a steward")
-        consent.approve(JOB, site.who, site.parts)
-        agent.said("is admitted")
-    return site.kernel.budget.reservation(JOB)
 
 
 def test_what_was_withdrawn_is_settled_without_a_good_certificate(
