@@ -13,6 +13,7 @@ from llmos.cli.session import (
     print_fields,
     print_json,
     print_table,
+    printable,
     with_session,
 )
 
@@ -183,7 +184,7 @@ def renew(session: Session, as_json: bool) -> None:
             click.echo(f"{facts['id']} {said}; good until {facts['expires_at']}")
     if failed := [(one.member.id.uri, one.error) for one in done if one.error is not None]:
         for uri, error in failed[1:]:
-            click.echo(f"{uri}: {error.message}", err=True)
+            click.echo(f"{uri}: {printable(error.message)}", err=True)
         raise failed[0][1]
     if as_json:
         print_json([membership_facts(one.member) | {"renewed": one.renewed} for one in good])

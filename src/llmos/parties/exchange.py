@@ -14,6 +14,7 @@ TIMEOUT_S: Final = 30.0
 _LARGEST_ANSWER_BYTES: Final = 1 << 20
 _OK: Final = 200
 _SERVER_FAULT: Final = 500
+_CRL_HAS_EXPIRED: Final = 12  # X509_V_ERR_CRL_HAS_EXPIRED of OpenSSL
 _LATER: Final = frozenset({408, 429})  # nothing is wrong with the request but its time
 
 
@@ -70,9 +71,12 @@ def call(
             hint="a server does so with a certificate that was revoked or is out of date",
         ) from error
     except ssl.SSLError as error:
+        stale = getattr(error, "verify_code", None) == _CRL_HAS_EXPIRED
         raise CertificateRefused(
             f"no handshake with {url}: {error.strerror or error}",
-            hint="if the alert is the server's, this home's certificate was revoked or expired",
+            hint="`llmos party renew` fetches the newest revocation list"
+            if stale
+            else "if the alert is the server's, this home's certificate was revoked or expired",
         ) from error
     except (OSError, HTTPException) as error:
         raise NetworkError(
