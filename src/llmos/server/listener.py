@@ -26,7 +26,7 @@ HANDSHAKE_S: Final = 20.0
 class Loop(asyncio.SelectorEventLoop):
     """An event loop whose servers wait for a handshake of TLS, though not for asyncio's minute."""
 
-    async def create_server(self, *arguments: Any, **options: Any) -> Any:  # type: ignore[override]  # noqa: ANN401
+    async def create_server(self, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401
         """Listen."""
         if options.get("ssl") is not None:
             options["ssl_handshake_timeout"] = HANDSHAKE_S

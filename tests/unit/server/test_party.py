@@ -43,6 +43,7 @@ from llmos.parties.tls import (
     server_context,
 )
 from llmos.parties.tokens import JoinToken
+from llmos.server import listener
 from llmos.server.party import (
     MAX_BODY_BYTES,
     MAX_CONCURRENT_REQUESTS,
@@ -327,7 +328,7 @@ def connected(url: str) -> Iterator[ssl.SSLSocket]:
         yield connection
 
 
-def is_closed(connection: ssl.SSLSocket) -> bool:
+def is_closed(connection: socket.socket) -> bool:
     """Read what the other side says, and tell whether it hangs up."""
     try:
         while connection.recv(1 << 16):
@@ -347,6 +348,16 @@ def test_who_does_not_ask_is_not_waited_for(ca: PartyAuthority, said: bytes) -> 
         assert is_closed(silent)
         assert time.monotonic() - began < 10
         assert call(url, introduction_context(), "/party/crl")
+
+
+def test_who_does_not_shake_hands_is_not_waited_for(
+    ca: PartyAuthority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "HANDSHAKE_S", 0.3)
+    with door(ca) as url:
+        parts = urlsplit(url)
+        with socket.create_connection((str(parts.hostname), parts.port or 0), timeout=10) as raw:
+            assert is_closed(raw)
 
 
 def test_the_second_request_of_a_connection_has_its_time_too(ca: PartyAuthority) -> None:
