@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from llmos.kernel.kernel import Kernel
     from llmos.parties.authority import PartyAuthority
+    from llmos.server.party import PeerProtocol
 
 ORGANISATION = "hospital.example"
 NOW = datetime.now(UTC)
@@ -126,18 +127,21 @@ def kernel_at(home: Path) -> Iterator[Kernel]:
 
 
 @contextmanager
-def door(ca: PartyAuthority, answer: Callable[[str], None] | None = None) -> Iterator[str]:
+def door(
+    ca: PartyAuthority, *, body_s: float = 10.0, protocol: type[PeerProtocol] | None = None
+) -> Iterator[str]:
     """Serve the door of a CA on a free port of this machine and yield its URL."""
     from llmos.parties.door import Door
     from llmos.parties.tls import server_context
+    from llmos.server import party
     from llmos.server.binding import bind
     from llmos.server.listener import base_url, make_server
-    from llmos.server.party import PeerProtocol, build_app
 
     who, ready = ca.kernel.principal(), threading.Event()
     with bind("127.0.0.1", 0) as listening:
         context = server_context(Door(ca, who).terms, optional=True)
-        server = make_server(build_app(ca, who), context, ready.set, protocol=PeerProtocol)
+        app = party.build_app(ca, who, body_s)
+        server = make_server(app, context, ready.set, protocol=protocol or party.PeerProtocol)
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
         try:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import click
 
-from llmos.cli.session import Session, with_session
+from llmos.cli.session import Session, say, with_session
 
 PORT = 8443
 
@@ -26,7 +24,7 @@ def up(session: Session, organisation: str | None, host: str, port: int) -> None
 
     One TLS port; a site shows its certificate and can ask for its own jobs, and for nothing else.
     """
-    from llmos.errors import UnknownParty
+    from llmos.errors import PartyExists, UnknownParty
     from llmos.parties import authority
     from llmos.server.federation import serve_coordinator
 
@@ -38,6 +36,11 @@ def up(session: Session, organisation: str | None, host: str, port: int) -> None
             raise
         system.parties.create_authority(organisation)
         ca = authority.load(system.kernel)
+    if organisation not in {None, ca.organisation}:
+        raise PartyExists(
+            f"this home is the CA of {ca.organisation} already",
+            hint="leave --organisation out, or use another home for another organisation",
+        )
     serve_coordinator(
         system.parts,
         ca,
@@ -50,8 +53,3 @@ def up(session: Session, organisation: str | None, host: str, port: int) -> None
         ),
         tell=say,
     )
-
-
-def say(text: str) -> None:
-    """Print what happened, and when."""
-    click.echo(f"{datetime.now(UTC):%H:%M:%S} {text}")

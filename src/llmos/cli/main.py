@@ -11,7 +11,7 @@ from typing import Any, Final
 import click
 
 from llmos import __version__
-from llmos.cli.session import Session
+from llmos.cli.session import Session, printable
 from llmos.errors import LlmosError
 
 # noun -> (module in llmos.cli, what `llmos --help` says); modules load only when they are named.
@@ -109,9 +109,9 @@ def _print_error(error: LlmosError, *, as_json: bool) -> None:
             fields["hint"] = error.hint
         click.echo(json.dumps({"error": fields}, ensure_ascii=False))
         return
-    click.echo(f"llmos: error: {error.message}", err=True)
+    click.echo(f"llmos: error: {printable(error.message)}", err=True)
     if error.hint:
-        click.echo(f"llmos: hint: {error.hint}", err=True)
+        click.echo(f"llmos: hint: {printable(error.hint)}", err=True)
 
 
 if __name__ == "__main__":

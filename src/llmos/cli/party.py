@@ -13,6 +13,7 @@ from llmos.cli.session import (
     print_fields,
     print_json,
     print_table,
+    printable,
     with_session,
 )
 
@@ -183,7 +184,7 @@ def renew(session: Session, as_json: bool) -> None:
             click.echo(f"{facts['id']} {said}; good until {facts['expires_at']}")
     if failed := [(one.member.id.uri, one.error) for one in done if one.error is not None]:
         for uri, error in failed[1:]:
-            click.echo(f"{uri}: {error.message}", err=True)
+            click.echo(f"{uri}: {printable(error.message)}", err=True)
         raise failed[0][1]
     if as_json:
         print_json([membership_facts(one.member) | {"renewed": one.renewed} for one in good])
@@ -195,11 +196,16 @@ def renew(session: Session, as_json: bool) -> None:
 @with_session
 def leave(session: Session, organisation: str, as_json: bool) -> None:
     """Stop being a party of ORGANISATION and destroy the keys; its CA is not told."""
-    _verbs(session).leave(organisation)
+    running = _verbs(session).leave(organisation)
     if as_json:
-        print_json({"left": organisation})
+        print_json({"left": organisation, "running": running})
         return
     click.echo(f"this home is no party of {organisation} any more")
+    for job in running:
+        click.echo(
+            f"{job} holds budget: join again by a new token to go on with it, or "
+            f"llmos site withdraw {job} --reason TEXT"
+        )
 
 
 @party.command()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import update_wrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -127,6 +129,22 @@ def with_session(function: Callable[..., Any]) -> Callable[..., Any]:
     return update_wrapper(called, function)
 
 
+def printable(text: str) -> str:
+    """Return a text of whoever wrote it, as one line that says what it says and does nothing.
+
+    A line break, a return or an escape sequence of another organisation could overwrite on the
+    screen what stands before it.
+    """
+    return "".join(
+        c if c.isprintable() or unicodedata.category(c) == "Zs" else repr(c)[1:-1] for c in text
+    )
+
+
+def say(text: str) -> None:
+    """Print what happened, and when."""
+    click.echo(f"{datetime.now(UTC):%H:%M:%S} {printable(text)}")
+
+
 def console() -> Console:
     """Return the console for people: standard output, colour only on a terminal, text as it is."""
     from rich.console import Console
@@ -151,7 +169,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*("-" if cell is None else str(cell) for cell in row))
+        table.add_row(*("-" if cell is None else printable(str(cell)) for cell in row))
     console().print(table)
 
 
@@ -159,4 +177,4 @@ def print_fields(fields: Mapping[str, object]) -> None:
     """Print name and value pairs, one a line, values aligned."""
     width = max(len(name) for name in fields)
     for name, value in fields.items():
-        click.echo(f"  {name.ljust(width)}  {value}")
+        click.echo(f"  {name.ljust(width)}  {printable(str(value))}")

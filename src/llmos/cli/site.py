@@ -14,6 +14,7 @@ from llmos.cli.session import (
     print_fields,
     print_json,
     print_table,
+    say,
     with_session,
 )
 
@@ -136,7 +137,6 @@ def withdraw(session: Session, job_id: str, reason: str, as_json: bool) -> None:
 
 
 def _take_part(session: Session, organisation: str) -> None:
-    from llmos.cli.coordinator import say
     from llmos.workflows.ctrl_c import stopped_by_ctrl_c
 
     stop = threading.Event()

@@ -22,7 +22,6 @@ from typing import Any
 import rfc8785
 from sqlalchemy import Connection, Row, insert, select, update
 
-from llmos.databases.postgresql import PostgreSQL
 from llmos.errors import (
     JobError,
     JobInterrupted,
@@ -82,8 +81,7 @@ class Jobs:
     def __init__(self, store: Store, home: Path) -> None:
         """Keep jobs in `store`, and leases in its server, or in `home/run` where it has none."""
         self._store = store
-        database = store.database
-        self._leases = database if isinstance(database, PostgreSQL) else home / "run"
+        self._leases = lease.place(store, home)
 
     def submit(self, conn: Connection, kind: str, principal: str, request: JsonObject) -> str:
         """Store a job in the caller's transaction and return its id."""

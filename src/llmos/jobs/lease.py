@@ -1,4 +1,7 @@
-"""The lease on a job: one live process holds it, and it is free again when that process dies.
+"""A lease: one live process holds it, and it is free again when that process dies.
+
+It is on what two processes must not do at once: a job, a site's part in a federation, the work of a
+coordinator.
 
 For a home on SQLite it is a lock on a file in the home's folder `run`, for all processes of one
 machine. For a home on PostgreSQL it is a lock of a session in the database, for processes of all
@@ -17,51 +20,63 @@ from typing import Final
 
 from llmos.databases.postgresql import PostgreSQL
 from llmos.errors import JobBusy, StorageError
+from llmos.kernel.store import Store
 
 _TRIES: Final = 10
 _PAUSE_S: Final = 0.02
 
 
+def place(store: Store, home: Path) -> Path | PostgreSQL:
+    """Return where a home's leases are: its database's server, or `home/run` where it has none."""
+    database = store.database
+    return database if isinstance(database, PostgreSQL) else home / "run"
+
+
 @contextmanager
-def hold(place: Path | PostgreSQL, job_id: str) -> Iterator[None]:
-    """Hold a job's lease for the time of the block, in a folder or in a database.
+def hold(place: Path | PostgreSQL, name: str, busy: JobBusy | None = None) -> Iterator[None]:
+    """Hold a lease for the time of the block, in a folder or in a database.
+
+    Args:
+        place: where leases are.
+        name: of what is leased; a job's id.
+        busy: what is raised where another has it; None for a job.
 
     Raises:
         JobBusy: another block, here or in another process, holds it.
         StorageError: the lock file cannot be made, or the database cannot be reached.
     """
     if isinstance(place, Path):
-        lock: AbstractContextManager[bool] = _locked(place, job_id, fcntl.LOCK_EX)
+        lock: AbstractContextManager[bool] = _locked(place, name, fcntl.LOCK_EX)
     else:
-        lock = place.locked(job_id)
+        lock = place.locked(name)
     with lock as locked:
         if not locked:
-            raise JobBusy(
-                f"job {job_id} is being run by another process",
-                hint=f"follow it with `llmos jobs show {job_id}`",
+            raise busy or JobBusy(
+                f"job {name} is being run by another process",
+                hint=f"follow it with `llmos jobs show {name}`",
             )
         yield
 
 
-def is_held(place: Path | PostgreSQL, job_id: str) -> bool:
-    """Tell whether someone holds a job's lease right now.
+def is_held(place: Path | PostgreSQL, name: str) -> bool:
+    """Tell whether someone holds a lease right now.
 
     Raises:
         StorageError: the lock file cannot be made, or the database cannot be reached.
     """
     if not isinstance(place, Path):
-        return place.is_locked(job_id)
-    with _locked(place, job_id, fcntl.LOCK_SH) as locked:
+        return place.is_locked(name)
+    with _locked(place, name, fcntl.LOCK_SH) as locked:
         return not locked
 
 
 @contextmanager
-def _locked(folder: Path, job_id: str, kind: int) -> Iterator[bool]:
+def _locked(folder: Path, name: str, kind: int) -> Iterator[bool]:
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
-        descriptor = os.open(folder / f"{job_id}.lock", os.O_CREAT | os.O_RDWR, 0o600)
+        descriptor = os.open(folder / f"{name}.lock", os.O_CREAT | os.O_RDWR, 0o600)
     except OSError as error:
-        raise StorageError.of(error, f"the lease of job {job_id}") from error
+        raise StorageError.of(error, f"the lease of {name}") from error
     try:
         yield _lock(descriptor, kind)
     finally:

@@ -14,6 +14,8 @@ TIMEOUT_S: Final = 30.0
 _LARGEST_ANSWER_BYTES: Final = 1 << 20
 _OK: Final = 200
 _SERVER_FAULT: Final = 500
+_CRL_HAS_EXPIRED: Final = 12  # X509_V_ERR_CRL_HAS_EXPIRED of OpenSSL
+_LATER: Final = frozenset({408, 429})  # nothing is wrong with the request but its time
 
 
 def check_url(url: str) -> tuple[str, int]:
@@ -53,7 +55,7 @@ def call(
 
     Raises:
         ConfigError: the URL is none.
-        NetworkError: the server cannot be reached, or answers with a fault of its own.
+        NetworkError: the server cannot be reached, has no time, or answers with a fault of its own.
         CertificateRefused: one of the two sides does not accept the other's certificate.
         JoinRefused, or `refused`: the server refuses the request; the message is its own.
     """
@@ -69,9 +71,12 @@ def call(
             hint="a server does so with a certificate that was revoked or is out of date",
         ) from error
     except ssl.SSLError as error:
+        stale = getattr(error, "verify_code", None) == _CRL_HAS_EXPIRED
         raise CertificateRefused(
             f"no handshake with {url}: {error.strerror or error}",
-            hint="if the alert is the server's, this home's certificate was revoked or expired",
+            hint="`llmos party renew` fetches the newest revocation list"
+            if stale
+            else "if the alert is the server's, this home's certificate was revoked or expired",
         ) from error
     except (OSError, HTTPException) as error:
         raise NetworkError(
@@ -83,6 +88,11 @@ def call(
     if answer.status >= _SERVER_FAULT or answer.length != 0:  # cut, too large, or unknown
         raise NetworkError(
             f"{url} gave no answer that can be used: status {answer.status}, {len(content)} bytes"
+        )
+    if answer.status in _LATER:
+        raise NetworkError(
+            f"{url} has no time: {_message(content) or f'status {answer.status}'}",
+            hint="try again",
         )
     if answer.status != _OK:
         raise refused(f"{url}: {_message(content) or f'status {answer.status}'}")

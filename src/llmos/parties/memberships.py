@@ -7,6 +7,7 @@ so that a lost answer can be asked for again with the same key.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -55,6 +56,24 @@ class Membership:
     def anchor(self) -> Anchor:
         """The organisation's CA and its newest revocation list."""
         return Anchor(self.id.organisation, (self.authority,), (self.crl,))
+
+    @property
+    def is_revoked(self) -> bool:
+        """Whether the organisation's newest list has this home's certificate."""
+        certificate = self.certificate
+        return certificate is not None and (
+            self.crl.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None
+        )
+
+    def is_good(self, at: datetime) -> bool:
+        """Tell whether the certificate is there, in date and not revoked, as far as is known."""
+        certificate = self.certificate
+        dated = certificate is not None and at <= certificate.not_valid_after_utc
+        return dated and not self.is_revoked
+
+    def list_is_over(self, at: datetime) -> bool:
+        """Tell whether the revocation list has run out; then nobody there is believed."""
+        return self.crl.next_update_utc is None or self.crl.next_update_utc <= at
 
     def terms(self, kernel: Kernel) -> Terms:
         """Return how this party talks to the server at which it joined."""
@@ -170,8 +189,20 @@ def keep_crl(
     return membership(member.id.organisation, kernel)
 
 
-def leave(organisation: str, who: Principal, kernel: Kernel) -> None:
+def leave(
+    organisation: str,
+    who: Principal,
+    kernel: Kernel,
+    *,
+    also: Callable[[Connection], None] = lambda _conn: None,
+) -> None:
     """End a membership here and destroy its keys; only the organisation's CA can revoke it.
+
+    Args:
+        organisation: to leave.
+        who: leaves.
+        kernel: of the home.
+        also: what ends with the membership, in its transaction.
 
     Raises:
         UnknownParty: this home is no member.
@@ -183,6 +214,7 @@ def leave(organisation: str, who: Principal, kernel: Kernel) -> None:
         if row is None:
             raise _unknown(organisation)
         conn.execute(delete(memberships).where(memberships.c.organisation == organisation))
+        also(conn)
     for name in (row.key, row.next_key):
         if name is not None:
             kernel.vault.destroy_secret(name)

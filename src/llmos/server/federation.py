@@ -49,6 +49,7 @@ from llmos.server.limits import limit_concurrency
 from llmos.server.listener import base_url, make_server
 from llmos.server.party import PeerProtocol, peer_certificate
 from llmos.server.rendering import render_errors
+from llmos.workflows import sole_process
 from llmos.workflows.coordinate import Coordinator
 from llmos.workflows.parts import Parts
 
@@ -99,12 +100,13 @@ def serve_coordinator(
 
     Raises:
         ConfigError: the address cannot be bound.
+        JobBusy: another process of this home is its coordinator.
         PermissionDenied: policy forbids the principal to serve, to admit or to coordinate.
     """
     kernel, changes = ca.kernel, Changes()
     kernel.monitor.authorize(who, Action.COORDINATE, kernel.home)
     context = server_context(Door(ca, who).terms, optional=True)
-    with bind(host, port) as listening:
+    with sole_process.as_coordinator(kernel), bind(host, port) as listening:
         details = {"host": host, "coordinates": ca.organisation}
         with kernel.monitor.act(who, Action.SERVE, kernel.home, details=details):
             pass

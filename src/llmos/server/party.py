@@ -10,16 +10,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Final
 
 from cryptography import x509
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmos.errors import AuthenticationError, RequestError
 from llmos.kernel.identity import Principal
@@ -33,11 +34,13 @@ from llmos.parties.tokens import JoinToken
 from llmos.server.binding import bind
 from llmos.server.headers import identify
 from llmos.server.limits import limit_body, limit_concurrency
-from llmos.server.listener import base_url, make_server
+from llmos.server.listener import PunctualProtocol, base_url, make_server
 from llmos.server.rendering import render_errors
 
 MAX_BODY_BYTES: Final = 1 << 14
 MAX_CONCURRENT_REQUESTS: Final = 16
+BODY_S: Final = 10.0  # for the body of a request, which is small
+MAX_STRANGERS: Final = 32  # connections of one address that show no certificate
 _PEM: Final = "application/x-pem-file"
 _TLS_1_3: Final = 0x0304
 
@@ -63,16 +66,42 @@ def serve_parties(
         server.run(sockets=[listening])
 
 
-def build_app(ca: PartyAuthority, who: Principal) -> Starlette:
+def build_app(ca: PartyAuthority, who: Principal, body_s: float = BODY_S) -> Starlette:
     """Return the application over one CA; read the layers from the last line upwards."""
     app = Starlette(routes=routes(ca, who))
-    app.middleware_stack = identify(render_errors(limited(app.router)))
+    app.middleware_stack = identify(render_errors(limited(app.router, body_s)))
     return app
 
 
-def limited(router: ASGIApp) -> ASGIApp:
-    """Return the routes of the door with what their requests may take."""
-    return limit_body(limit_concurrency(router, MAX_CONCURRENT_REQUESTS), MAX_BODY_BYTES)
+def limited(router: ASGIApp, body_s: float = BODY_S) -> ASGIApp:
+    """Return the routes of the door with what their requests may take.
+
+    A request counts as under way when its body is here: a slow one keeps nobody else from joining.
+    """
+    work = limit_concurrency(router, MAX_CONCURRENT_REQUESTS)
+    return limit_body(_with_body(work, body_s), MAX_BODY_BYTES)
+
+
+def _with_body(app: ASGIApp, seconds: float) -> ASGIApp:
+    """Read a request's body before the application is called, in time or not at all."""
+
+    async def layer(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                body = await Request(scope, receive).body()
+        except TimeoutError as error:
+            late = HTTPStatus.REQUEST_TIMEOUT
+            raise HTTPException(late, headers={"Connection": "close"}) from error
+        except ClientDisconnect:
+            return
+        pending = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def read() -> Message:
+            return pending.pop() if pending else await receive()
+
+        await app(scope, read, send)
+
+    return layer
 
 
 def routes(ca: PartyAuthority, who: Principal) -> list[Route]:
@@ -126,17 +155,23 @@ def peer_certificate(scope: Scope) -> x509.Certificate:
     return from_pem(chain[0])
 
 
-class PeerProtocol(H11Protocol):
+class PeerProtocol(PunctualProtocol):
     """HTTP/1.1 that tells the application the peer's certificate, by the TLS extension of ASGI.
 
-    Specification: https://asgi.readthedocs.io/en/latest/specs/tls.html.
+    Specification: https://asgi.readthedocs.io/en/latest/specs/tls.html. Who shows no certificate is
+    anybody: one address has so many connections, so that it leaves some to others.
     """
+
+    is_stranger: bool = True
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Put what the handshake has checked beside each request of the connection."""
         super().connection_made(transport)
         inner = self.app
         der = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        self.is_stranger = der is None
+        if self.is_stranger and self._strangers() > MAX_STRANGERS:
+            transport.abort()
         chain = [] if der is None else [to_pem(x509.load_der_x509_certificate(der))]
         tls = {
             "server_cert": None,
@@ -151,3 +186,12 @@ class PeerProtocol(H11Protocol):
             await inner({**scope, "extensions": {"tls": tls}}, receive, send)
 
         self.app = with_peer
+
+    def _strangers(self) -> int:
+        """Return how many connections without a certificate this one's address has."""
+        address = self.client and self.client[0]
+        return sum(
+            one.is_stranger and (one.client and one.client[0]) == address
+            for one in self.connections
+            if isinstance(one, PeerProtocol)
+        )

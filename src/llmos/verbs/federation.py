@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmos.errors import JobError
+from llmos.errors import JobBusy, JobError
 from llmos.federations import invitations, register
 from llmos.federations.register import FederatedJob, FederatedState
 from llmos.kernel.policy import Action
 from llmos.parties import memberships
-from llmos.workflows import consent
+from llmos.workflows import consent, site_holds, sole_process
 from llmos.workflows.parts import Parts
 
 
@@ -86,19 +87,33 @@ class FederationVerbs:
         return invitations.facts(consent.refuse(job_id, self.parts.who, self.parts, reason=reason))
 
     def withdraw(self, job_id: str, *, reason: str) -> dict[str, Any]:
-        """Stop taking part in a job; what was run stays charged."""
-        return invitations.facts(
-            consent.withdraw(job_id, self.parts.who, self.parts, reason=reason)
-        )
+        """Stop taking part in a job; what was run stays charged.
+
+        Where no agent is at work to settle it, that is done here.
+
+        Raises:
+            JobError: the job has ended.
+            PermissionDenied: policy does not let who asks withdraw, or the hold be given back.
+        """
+        parts = self.parts
+        job = consent.withdraw(job_id, parts.who, parts, reason=reason)
+        with suppress(JobBusy), sole_process.as_site(job.organisation, parts.kernel):
+            site_holds.give_back(job, parts)
+        return invitations.facts(job)
 
     def take_part(
         self, organisation: str, *, tell: Callable[[str], None], stop: threading.Event
     ) -> None:
-        """Be a site of an organisation until `stop` is set; `tell` gets a line for each event."""
+        """Be a site of an organisation until `stop` is set; `tell` gets a line for each event.
+
+        Raises:
+            JobBusy: another process of this home is.
+        """
         from llmos.workflows.site_agent import SiteAgent
 
-        member = memberships.membership(organisation, self.parts.kernel)
-        SiteAgent(member, self.parts.who, self.parts, tell, stop).run()
+        with sole_process.as_site(organisation, self.parts.kernel):
+            member = memberships.membership(organisation, self.parts.kernel)
+            SiteAgent(member, self.parts.who, self.parts, tell, stop).run()
 
     def _facts(self, job: FederatedJob) -> dict[str, Any]:
         store = self.parts.kernel.store

@@ -78,9 +78,16 @@ class PartyVerbs:
 
         return renew_parties.run(self.parts.who, self.parts.kernel, datetime.now(UTC))
 
-    def leave(self, organisation: str) -> None:
-        """End a membership here and destroy its keys."""
-        memberships.leave(organisation, self.parts.who, self.parts.kernel)
+    def leave(self, organisation: str) -> list[str]:
+        """End a membership here and destroy its keys; return jobs that hold budget still.
+
+        Raises:
+            JobError: a job of it runs here, and the certificate is good.
+            JobBusy: this home's agent is at work there.
+        """
+        from llmos.workflows import leave_party
+
+        return leave_party.run(organisation, self.parts.who, self.parts, datetime.now(UTC))
 
     def memberships(self) -> list[dict[str, Any]]:
         """Return what is known about this home's memberships."""

@@ -7,7 +7,6 @@ against hearing each of them again.
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,36 +15,37 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
-from llmos.crypto import dsse
 from llmos.crypto.notes import Verifier
 from llmos.errors import (
     AggregationAborted,
-    CertificateRefused,
     EngineError,
     JobError,
     LlmosError,
     MeasurementError,
     NetworkError,
     RequestError,
+    UnknownJob,
     UpdateRefused,
     VerificationFailed,
 )
 from llmos.federations import invitations
 from llmos.federations.invitations import ENDED, Invitation, InvitationState, SitePlan
-from llmos.federations.manifest import describe, open_manifest
+from llmos.federations.manifest import Manifest, describe
 from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action
 from llmos.parties.authority import home_of
 from llmos.parties.memberships import Membership
-from llmos.workflows import consent, site_plan, site_settlement, site_statement
-from llmos.workflows.federated_round import ROUND_TYPE, Task
+from llmos.workflows import consent, site_holds, site_plan, site_statement
 from llmos.workflows.parts import Parts
+from llmos.workflows.site_answers import SiteAnswers
 from llmos.workflows.site_channel import SiteChannel
+from llmos.workflows.site_holds import SiteHolds
+from llmos.workflows.site_instructions import read_manifest, read_task, require_coordinator
+from llmos.workflows.site_poller import News, SitePoller
 from llmos.workflows.site_rounds import SiteRounds
 from llmos.workflows.site_training import Happened, SiteTraining
 
 LOOK_S: Final = 0.5  # how often decisions of this home's stewards are looked for
-RETRY_S: Final = 2.0  # after a call that failed
 _TRIED_AGAIN: Final = (
     NetworkError,
     UpdateRefused,
@@ -65,37 +65,41 @@ class SiteAgent:
     parts: Parts
     tell: Callable[[str], None]
     stop: threading.Event
-    _inbox: SimpleQueue[dict[str, Any] | Happened | CertificateRefused] = field(
-        default_factory=SimpleQueue
-    )
+    _inbox: SimpleQueue[News | Happened | LlmosError] = field(default_factory=SimpleQueue)
     _jobs: dict[str, SiteRounds] = field(default_factory=dict)
-    _answered: dict[str, bool] = field(default_factory=dict)
     _plans: dict[str, SitePlan] = field(default_factory=dict)
-    _hinted: set[str] = field(default_factory=set)
-    _verifier: Verifier | None = None
+    _told: set[str] = field(default_factory=set)  # what is said once
+    _channel: SiteChannel = field(init=False)
+    _answers: SiteAnswers = field(init=False)
+    _holds: SiteHolds = field(init=False)
 
-    @property
-    def _channel(self) -> SiteChannel:
-        return SiteChannel(self.member.id.organisation, self.parts)
+    def __post_init__(self) -> None:
+        """Make the way to the coordinator."""
+        self._channel = SiteChannel(self.member.id.organisation, self.parts)
+        self._answers = SiteAnswers(self._channel, self.tell)
+        self._holds = SiteHolds(self.member.id.organisation, self.parts, self.tell)
 
     def run(self) -> None:
         """Work until `stop` is set; a coordinator that cannot be reached is asked again.
+
+        What this home can settle by itself it settles before it calls anybody, and as it ends.
 
         Raises:
             CertificateRefused: the coordinator is another one than before, or this site's
                 certificate was revoked or is out of date.
         """
-        self._resume()
-        poller = threading.Thread(target=self._poll, name="poll", daemon=True)
-        poller.start()
+        poller = SitePoller(self._channel, self.who, self.tell, self.stop, self._inbox.put)
         try:
+            self._holds.settle()
+            self._resume()
+            threading.Thread(target=poller.run, name="poll", daemon=True).start()
             while not self.stop.is_set():
                 try:
                     item = self._inbox.get(timeout=LOOK_S)
                 except Empty:
                     self._look()
                     continue
-                if isinstance(item, CertificateRefused):
+                if isinstance(item, LlmosError):
                     raise item
                 self._handle(item)
                 self._look()
@@ -103,37 +107,19 @@ class SiteAgent:
             self.stop.set()
             for job in self._jobs.values():
                 job.training.stop()
+            self._holds.settle()
 
     # from the coordinator
 
-    def _poll(self) -> None:
-        """Ask for instructions, again and again; each answer goes to the inbox."""
-        instance, seen, silent = "", 0, False
-        while not self.stop.is_set():
-            try:
-                if self._verifier is None:
-                    self._verifier = self._channel.coordinator_key()
-                instance, seen, instructions = self._channel.poll(instance, seen)
-                if silent:
-                    self.tell(f"{self.member.url} is there again")
-                silent = False
-                self._inbox.put({"instructions": instructions})
-            except (NetworkError, RequestError, VerificationFailed) as error:
-                if not silent:
-                    self.tell(f"{error.message}; trying again")
-                silent = True
-                self.stop.wait(RETRY_S)
-            except CertificateRefused as error:
-                self._inbox.put(error)
-                return
-
-    def _handle(self, item: dict[str, Any] | Happened) -> None:
+    def _handle(self, item: News | Happened) -> None:
         if isinstance(item, Happened):
             self._trying(item.job, lambda: self._happened(item))
             return
-        for instruction in item["instructions"]:
-            job_id = str(instruction["job"])
-            self._trying(job_id, partial(self._instructed, job_id, instruction))
+        self._answers.hear(item.instructions, item.asked_at)
+        for instruction in item.instructions:
+            job_id = instruction["job"]
+            act = partial(self._instructed, job_id, instruction, item.verifier)
+            self._trying(job_id, act)
 
     def _trying(self, job_id: str, act: Callable[[], None]) -> None:
         """Do something about a job; what the coordinator refuses or spoils does not end the agent.
@@ -147,26 +133,28 @@ class SiteAgent:
         except (VerificationFailed, EngineError) as error:
             self.tell(f"{job_id}: the coordinator is not believed: {error.message}")
 
-    def _instructed(self, job_id: str, instruction: dict[str, Any]) -> None:
+    def _instructed(self, job_id: str, instruction: dict[str, Any], verifier: Verifier) -> None:
         match instruction:
             case {"kind": "manifest", "envelope": dict(envelope)}:
-                self._proposed(envelope)
+                self._proposed(job_id, envelope, verifier)
             case {"kind": "round", "phase": str(phase), "task": dict(task), "message": message}:
-                asked = self._task(task, job_id)
-                self._jobs[job_id].do(phase, asked, message)
+                asked = read_task(task, verifier, job_id)
+                job = self._jobs.get(job_id)
+                if job is None:
+                    raise JobError(f"{job_id} does not run here")
+                job.check(asked)
+                job.do(phase, asked, message)
             case {"kind": "ended", "state": str(state)}:
                 self._ended(job_id, state, instruction)
 
-    def _proposed(self, envelope: dict[str, Any]) -> None:
+    def _proposed(self, job_id: str, envelope: dict[str, Any], verifier: Verifier) -> None:
         """Keep a job that is proposed to this site; nothing runs by that."""
-        assert self._verifier is not None  # noqa: S101 - instructions come after it
-        signed = open_manifest(envelope, self._verifier)
+        signed = read_manifest(envelope, verifier, self.member.id, job_id)
         manifest, kernel = signed.manifest, self.parts.kernel
-        self._answered.pop(manifest.id, None)  # the coordinator has no answer of ours
-        if any(known.id == manifest.id for known in invitations.invitations(kernel.store)):
-            return
-        if self.member.id.uri not in manifest.sites:
-            raise RequestError(f"{manifest.id} does not name this site")
+        for known in invitations.invitations(kernel.store):
+            if known.id == job_id:
+                self._require_same(known, manifest)
+                return
         details = {"proposed": manifest.id, "manifest_sha256": manifest.digest}
         with kernel.monitor.act(
             self.who, Action.ADMIT_PARTIES, home_of(kernel), details=details
@@ -174,16 +162,14 @@ class SiteAgent:
             invitations.receive(conn, signed, self.member.id.organisation)
         self.tell(f"{manifest.id} is proposed: {describe(manifest)}")
 
-    def _task(self, envelope: dict[str, Any], job_id: str) -> Task:
-        """Read the signed task of a round, for a job that runs here."""
-        assert self._verifier is not None  # noqa: S101 - instructions come after it
-        payload = dsse.open_envelope(envelope, self._verifier, payload_type=ROUND_TYPE)
-        task = Task(**json.loads(payload))
-        job = self._jobs.get(job_id)
-        if job is None or task.job != job_id:
-            raise JobError(f"{job_id} does not run here")
-        job.check(task)
-        return task
+    def _require_same(self, known: Invitation, manifest: Manifest) -> None:
+        """Say once that a job cannot be taken because another one has its id."""
+        ours = known.organisation == self.member.id.organisation
+        if not (ours and known.manifest.digest == manifest.digest):
+            self._tell_once(
+                f"{known.id} cannot be taken: another job of this id was proposed by "
+                f"{known.organisation} before"
+            )
 
     def _ended(self, job_id: str, state: str, instruction: dict[str, Any]) -> None:
         job = self._jobs.get(job_id)
@@ -192,19 +178,19 @@ class SiteAgent:
                 self._state(job_id)
             return
         if state == "done":
-            digest = str(instruction["weights_sha256"])
+            digest = str(instruction.get("weights_sha256"))
             job.training.finish(self._channel.weights(job_id, digest, job.manifest))
         else:
             job.training.stop()
             self._close(job_id, InvitationState.FAILED, f"the coordinator says: {state}")
-        del self._jobs[job_id]
+        self._jobs.pop(job_id, None)
 
     def _state(self, job_id: str) -> None:
         """State what an ended job has spent here; before it is settled the coordinator asks again.
 
         A home that was not asked to charge anything has nothing to state.
         """
-        job = invitations.invitation(self.parts.kernel.store, job_id)
+        job = self._own(job_id)
         if job.state not in ENDED or job.plan is None or job.manifest.privacy is None:
             return
         credentials = self._channel.credentials
@@ -214,28 +200,47 @@ class SiteAgent:
 
     # from this home
 
+    def _own(self, job_id: str) -> Invitation:
+        """Return a job that this coordinator asked for.
+
+        Raises:
+            UnknownJob: there is none, or it is another organisation's.
+        """
+        job = invitations.invitation(self.parts.kernel.store, job_id)
+        if job.organisation != self.member.id.organisation:
+            raise UnknownJob(f"{job_id} was asked for by another organisation")
+        return job
+
     def _resume(self) -> None:
         """Go on with the jobs that were running when the agent ended."""
-        for job in invitations.invitations(self.parts.kernel.store):
-            ours = job.organisation == self.member.id.organisation
-            if ours and job.state is InvitationState.RUNNING and job.plan is not None:
-                self._start(job, job.plan)
+        for job in site_holds.of(self.member.id.organisation, self.parts):
+            if job.state is InvitationState.RUNNING and job.plan is not None:
+                try:
+                    self._start(job, job.plan)
+                except RequestError as error:
+                    why = error.message
+                    self._trying(job.id, partial(self._close, job.id, InvitationState.FAILED, why))
 
     def _look(self) -> None:
         """See what policy and stewards say now, and answer for it."""
-        for job in invitations.invitations(self.parts.kernel.store):
-            if job.organisation != self.member.id.organisation:
-                continue
-            if job.state in {InvitationState.PROPOSED, InvitationState.APPROVED}:
-                if job.id not in self._jobs:
-                    self._consider(job)
-            elif job.state in {InvitationState.REFUSED, InvitationState.WITHDRAWN}:
-                self._leave(job)
+        for job in site_holds.of(self.member.id.organisation, self.parts):
+            self._trying(job.id, partial(self._look_at, job))
+
+    def _look_at(self, job: Invitation) -> None:
+        if job.state in site_holds.LEFT:
+            self._leave(job)
+        elif job.state is InvitationState.RUNNING:
+            running = self._jobs.get(job.id)
+            if running is not None and running.units and self._answers.owed(job.id, accepted=True):
+                self._accept(job)
+        elif job.state is not InvitationState.DONE and job.id not in self._jobs:
+            self._consider(job)
 
     def _consider(self, job: Invitation) -> None:
         """Start a job that policy admits now; one without consent waits."""
         kernel = self.parts.kernel
         try:
+            require_coordinator(job.manifest, job.organisation)
             card = self.parts.datasets.card(job.manifest.dataset)
             plan = self._plans.get(job.id)
             if plan is None:  # the search for the noise takes seconds
@@ -251,11 +256,11 @@ class SiteAgent:
             self._start(job, plan)
         elif job.state is InvitationState.APPROVED:
             self._close(job.id, InvitationState.REFUSED, f"policy: {decision.reason}")
-        elif job.id not in self._hinted:
-            self._hinted.add(job.id)
-            self.tell(f"{job.id} waits for a steward: llmos site approve {job.id}")
+        else:
+            self._tell_once(f"{job.id} waits for a steward: llmos site approve {job.id}")
 
     def _start(self, job: Invitation, plan: SitePlan) -> None:
+        require_coordinator(job.manifest, job.organisation)
         training = SiteTraining(job, plan, self.parts, self._inbox.put)
         self._jobs[job.id] = SiteRounds(training, self._channel, self.parts, self.tell)
         training.start()
@@ -268,9 +273,7 @@ class SiteAgent:
                 admitted = invitations.invitation(kernel.store, job_id)
                 assert admitted.plan is not None  # noqa: S101 - it was admitted
                 job.units = admitted.plan.units
-                card = self.parts.datasets.card(admitted.manifest.dataset)
-                kind = str(card.classification)
-                self._answer(admitted, accepted=True, plan=admitted.plan, classification=kind)
+                self._accept(admitted)
                 self.tell(f"{job_id} is admitted: epsilon {admitted.plan.epsilon}")
             case "trained" if job is not None:
                 self.tell(f"{job_id}: trained in {happened.seconds:.2f} s")
@@ -282,8 +285,24 @@ class SiteAgent:
                 self._jobs.pop(job_id, None)
                 self._close(job_id, InvitationState.FAILED, happened.error)
 
+    def _accept(self, job: Invitation) -> None:
+        """Say yes to a job that was admitted."""
+        plan = job.plan
+        assert plan is not None  # noqa: S101 - it was admitted
+        self._answers.give(
+            job,
+            accepted=True,
+            units=plan.units,
+            epsilon=plan.epsilon,
+            classification=str(self.parts.datasets.card(job.manifest.dataset).classification),
+        )
+
     def _close(self, job_id: str, state: InvitationState, reason: str) -> None:
-        """End a job here and say why, in the log and to the coordinator."""
+        """End a job here and say why in the log; what follows from that is seen at the next look.
+
+        Raises:
+            JobError: somebody has decided about it in the same moment.
+        """
         kernel = self.parts.kernel
         job = invitations.invitation(kernel.store, job_id)
         if job.state in ENDED:
@@ -294,44 +313,16 @@ class SiteAgent:
         ) as conn:
             invitations.change(conn, job_id, job.state, state=state, reason=reason)
         self.tell(f"{job_id} is {state}: {reason}")
-        self._release(invitations.invitation(kernel.store, job_id))
-        self._answer(invitations.invitation(kernel.store, job_id), accepted=False, reason=reason)
 
     def _leave(self, job: Invitation) -> None:
-        """Stop a job that a steward refused or withdrew, and tell the coordinator, once."""
+        """Stop a job that was refused, withdrawn or failed, and tell a coordinator that waits."""
         if (running := self._jobs.pop(job.id, None)) is not None:
             running.training.stop()
-        if self._answered.get(job.id) is not False:
-            self._release(job)
-            self._answer(job, accepted=False, reason=str(job.reason or ""))
+        self._holds.release(job)
+        if self._answers.owed(job.id, accepted=False):
+            self._answers.give(job, accepted=False, reason=str(job.reason or ""))
 
-    def _release(self, job: Invitation) -> None:
-        try:
-            site_settlement.release(job, self.parts)
-        except LlmosError as error:
-            self.tell(f"{job.id}: its budget is still held: {error.message}")
-
-    def _answer(
-        self,
-        job: Invitation,
-        *,
-        accepted: bool,
-        reason: str = "",
-        plan: SitePlan | None = None,
-        classification: str = "",
-    ) -> None:
-        try:
-            self._channel.answer(
-                job,
-                accepted=accepted,
-                reason=reason,
-                units=0 if plan is None else plan.units,
-                epsilon=None if plan is None else plan.epsilon,
-                classification=classification,
-            )
-        except NetworkError as error:
-            self.tell(f"{job.id}: the answer did not arrive: {error.message}")
-            return
-        except RequestError as error:  # the job has ended: nobody waits for an answer
-            self.tell(f"{job.id}: {error.message}")
-        self._answered[job.id] = accepted
+    def _tell_once(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self.tell(text)

@@ -65,7 +65,8 @@ class SiteChannel:
         asked = json.dumps({"instance": instance, "seen": seen}).encode()
         try:
             answer = json.loads(self._call("/federation/poll", asked, largest=_ANSWER_BYTES))
-            return str(answer["instance"]), int(answer["version"]), list(answer["instructions"])
+            instructions = [_about_a_job(one) for one in answer["instructions"]]
+            return str(answer["instance"]), int(answer["version"]), instructions
         except (ValueError, LookupError, TypeError) as error:
             raise RequestError("the coordinator's instructions cannot be read") from error
 
@@ -162,3 +163,9 @@ class SiteChannel:
                 hint=f"ask for a new token; then: llmos party leave {self.organisation}, "
                 "llmos site join URL --token-file FILE",
             ) from error
+
+
+def _about_a_job(instruction: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(instruction["job"], str):
+        raise TypeError("an instruction names its job by a text")
+    return instruction

@@ -11,6 +11,8 @@ from tests.certified import Job
 from tests.parties import kernel_at
 from tests.unit.cli.conftest import Type
 
+from llmos.federations import invitations
+
 Typing = Callable[[Path], Type]
 
 
@@ -111,3 +113,32 @@ def test_who_has_joined_nothing_takes_part_in_nothing(tmp_path: Path, typing: Ty
     assert "joined 0 federations" in alone.err
     assert "llmos site join" in alone.err
     assert "not the CA" in (said := typed("coordinator", "up")).err or said.status != 0
+
+
+def test_a_coordinator_is_of_the_organisation_whose_ca_it_is(
+    tmp_path: Path, typing: Typing
+) -> None:
+    with kernel_at(tmp_path / "home"):
+        pass
+    typed = typing(tmp_path / "home")
+    typed("party", "ca", "create", "research.example")
+    other = typed("coordinator", "up", "--organisation", "bank.example", "--port", "0")
+    assert other.status != 0
+    assert "this home is the CA of research.example already" in other.err
+    assert "leave --organisation out" in other.err
+
+
+def test_what_a_coordinator_wrote_does_nothing_to_a_terminal(
+    job: Job, typing: Typing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed, job_id = typing(job.folder / "east"), job.signed.manifest.id
+    real = invitations.facts
+    evil = "training\r\x1b[2K"
+    monkeypatch.setattr(
+        invitations,
+        "facts",
+        lambda one: real(one) | {"manifest": real(one)["manifest"] | {"purpose": evil}},
+    )
+    shown = typed("site", "show", job_id).out
+    assert r"training\r\x1b[2K" in shown
+    assert not {"\r", "\x1b"} & set(shown)

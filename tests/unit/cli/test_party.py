@@ -99,7 +99,10 @@ def test_every_command_speaks_json(hospital: Type, site: Type, url: str, tmp_pat
         "revoked": "clinic",
         "certificates": 1,
     }
-    assert site("party", "leave", ORGANISATION, "--json").value == {"left": ORGANISATION}
+    assert site("party", "leave", ORGANISATION, "--json").value == {
+        "left": ORGANISATION,
+        "running": [],
+    }
     assert site("party", "trust", "ls", "--json").value == []
 
 

@@ -20,6 +20,8 @@ from llmos.cli.session import (
     print_fields,
     print_json,
     print_table,
+    printable,
+    say,
     with_session,
 )
 from llmos.config import Device
@@ -122,3 +124,17 @@ def test_fields_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:
 def test_no_colour_codes_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     console().print("12 files", style="bold red")
     assert capsys.readouterr().out == "12 files\n"
+
+
+EVIL = "data WITHOUT privacy\r\x1b[2K\x1b[1Aepsilon 1\n\x9b31m\u202e  all well\ud800"
+SHOWN = r"data WITHOUT privacy\r\x1b[2K\x1b[1Aepsilon 1\n\x9b31m\u202e  all well\ud800"
+
+
+def test_what_others_wrote_does_nothing_to_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    print_fields({"purpose": EVIL})
+    assert capsys.readouterr().out == f"  purpose  {SHOWN}\n"
+    say(EVIL)
+    assert capsys.readouterr().out[9:] == f"{SHOWN}\n"
+    print_table("jobs", ("id",), [("no\r\x1b[2Kyes",)])
+    assert r"no\r\x1b[2Kyes" in capsys.readouterr().out
+    assert printable("没有\u3000é\u00a0ж") == "没有\u3000é\u00a0ж"

@@ -92,5 +92,5 @@ def test_files_and_folder_are_private(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_used_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("in the way")
-    with pytest.raises(StorageError, match="the lease of job job-1 cannot be used"):
+    with pytest.raises(StorageError, match="the lease of job-1 cannot be used"):
         lease.is_held(tmp_path / "run", "job-1")

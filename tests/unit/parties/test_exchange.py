@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import pytest
-from tests.parties import Pki
+from tests.parties import NOW, Pki
 
+from llmos.crypto.certificates import CRL_LIFE
 from llmos.errors import CertificateRefused, JoinRefused, NetworkError
 from llmos.parties.exchange import call
 from llmos.parties.tls import client_context, introduction_context, server_context
@@ -121,3 +122,20 @@ def test_a_server_of_another_ca_gets_no_request(came: list[bytes]) -> None:
 def came() -> list[bytes]:
     """Return where a server keeps what came to it after a handshake."""
     return []
+
+
+@pytest.mark.parametrize("status", ["408 Request Timeout", "429 Too Many Requests"])
+def test_a_server_without_time_has_refused_nothing(status: str) -> None:
+    body = b'{"error": {"message": "all it may"}}'
+    with answering(http(status, body)) as url, pytest.raises(NetworkError, match="all it may"):
+        ask(url)
+
+
+def test_who_has_an_old_list_is_told_how_to_get_another() -> None:
+    old = client_context(PKI.terms(None, None, anchor=PKI.anchor(at=NOW - CRL_LIFE)))
+    with (
+        answering(http("200 OK", b"list")) as url,
+        pytest.raises(CertificateRefused, match="CRL has expired") as refused,
+    ):
+        call(url, old, "/party/crl")
+    assert "llmos party renew" in refused.value.hint

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import ssl
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from http.client import HTTPSConnection
 from pathlib import Path
@@ -41,7 +43,14 @@ from llmos.parties.tls import (
     server_context,
 )
 from llmos.parties.tokens import JoinToken
-from llmos.server.party import MAX_BODY_BYTES, serve_parties
+from llmos.server import listener
+from llmos.server.party import (
+    MAX_BODY_BYTES,
+    MAX_CONCURRENT_REQUESTS,
+    MAX_STRANGERS,
+    PeerProtocol,
+    serve_parties,
+)
 from llmos.workflows import join_party, renew_parties
 
 
@@ -304,6 +313,84 @@ def test_the_door_lets_in_nobody_whom_it_does_not_know(ca: PartyAuthority, url: 
         call(url, client_context(me), "/party/crl")
 
 
+class Quick(PeerProtocol):
+    request_s = 0.5
+
+
+@contextmanager
+def connected(url: str) -> Iterator[ssl.SSLSocket]:
+    """Shake hands without a certificate, and say nothing."""
+    parts = urlsplit(url)
+    with (
+        socket.create_connection((str(parts.hostname), parts.port or 0), timeout=30) as raw,
+        introduction_context().wrap_socket(raw) as connection,
+    ):
+        yield connection
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Read what the other side says, and tell whether it hangs up."""
+    try:
+        while connection.recv(1 << 16):
+            pass
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        pass
+    return True
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /party/crl HTTP/1.1\r\nHost: a\r\nX-Slow: "])
+def test_who_does_not_ask_is_not_waited_for(ca: PartyAuthority, said: bytes) -> None:
+    with door(ca, protocol=Quick) as url, connected(url) as silent:
+        silent.sendall(said)
+        began = time.monotonic()
+        assert is_closed(silent)
+        assert time.monotonic() - began < 10
+        assert call(url, introduction_context(), "/party/crl")
+
+
+def test_who_does_not_shake_hands_is_not_waited_for(
+    ca: PartyAuthority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "HANDSHAKE_S", 0.3)
+    with door(ca) as url:
+        parts = urlsplit(url)
+        with socket.create_connection((str(parts.hostname), parts.port or 0), timeout=10) as raw:
+            assert is_closed(raw)
+
+
+def test_the_second_request_of_a_connection_has_its_time_too(ca: PartyAuthority) -> None:
+    with door(ca, protocol=Quick) as url, connected(url) as slow:
+        ask = b"GET /none HTTP/1.1\r\nHost: a\r\n\r\n"
+        slow.sendall(ask)
+        assert slow.recv(1 << 16).startswith(b"HTTP/1.1 404")
+        slow.sendall(ask[:10])
+        assert is_closed(slow)
+
+
+def test_slow_bodies_are_cut_off_and_keep_nobody_from_joining(
+    ca: PartyAuthority, site: Kernel
+) -> None:
+    head = b"POST /party/join HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nx"
+    with door(ca, body_s=60) as url, ExitStack() as stack:
+        for _ in range(MAX_CONCURRENT_REQUESTS + 1):
+            stack.enter_context(connected(url)).sendall(head)
+        assert join(url, invite(ca), site).certificate
+    with door(ca, body_s=0.2) as url, connected(url) as slow:
+        slow.sendall(head)
+        assert slow.recv(1 << 16).startswith(b"HTTP/1.1 408")
+
+
+def test_one_address_has_so_many_connections_of_strangers(ca: PartyAuthority) -> None:
+    with door(ca) as url, ExitStack() as stack:
+        ask = b"GET /none HTTP/1.1\r\nHost: a\r\n\r\n"
+        opened = [stack.enter_context(connected(url)) for _ in range(MAX_STRANGERS)]
+        opened[-1].sendall(ask)
+        assert opened[-1].recv(16).startswith(b"HTTP/1.1 404")
+        assert is_closed(stack.enter_context(connected(url)))
+
+
 def test_a_refusals_message_reaches_the_caller_on_one_line(url: str) -> None:
     with pytest.raises(JoinRefused, match="not a join token"):
         call(url, introduction_context(), "/party/join", b"a\tb\nc")
@@ -393,7 +480,6 @@ def test_what_is_no_url_of_a_door_is_refused(url: str, site: Kernel) -> None:
 
 
 def test_a_server_that_does_not_speak_tls_is_refused() -> None:
-    import socket
     import threading
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
