@@ -17,6 +17,7 @@ from llmos.attacks.bound import EpsilonBound, one_run_bound
 from llmos.attacks.canaries import CanaryLeak, canary_leak, canary_scores
 from llmos.attacks.membership import RecordMembership, record_membership
 from llmos.attacks.scores import Scores
+from llmos.attacks.subject import MeasuredModel
 from llmos.errors import MeasurementError, UnaccountableMechanism
 from llmos.privacy import Neighboring, PrivacyLoss
 
@@ -31,17 +32,6 @@ class Verdict(StrEnum):
     FAIL = "fail"  # the lower bound exceeds it: the training was not what the ledger says
     NO_GUARANTEE = "no-guarantee"  # none is claimed, so none can be refuted
     UNTESTED = "untested"  # no canaries were planted
-
-
-@dataclass(frozen=True, slots=True)
-class MeasuredModel:
-    """Which model was measured, on which data."""
-
-    model: str
-    digest: str  # SHA-256 over the model's files, hex
-    base: str
-    dataset: str
-    fingerprint: str  # SHA-256 of the dataset's stored plaintext, hex
 
 
 @dataclass(frozen=True, slots=True)

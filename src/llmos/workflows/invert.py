@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from llmos.attacks import inversion, inversion_arms
-from llmos.attacks.inversion import InversionReport, Observation
-from llmos.attacks.leak import MeasuredModel
+from llmos.attacks.inversion import InversionReport
 from llmos.attacks.observations import Sending
+from llmos.attacks.subject import MeasuredModel
 from llmos.data.datasets import DatasetCard
 from llmos.engines.dp.plan import GaussianClipping, Performance
 from llmos.errors import MeasurementError
@@ -27,18 +27,13 @@ from llmos.kernel.monitor import Grant
 from llmos.kernel.policy import Action
 from llmos.models.encoding import encode
 from llmos.models.registry import ModelEntry
+from llmos.reports import inversions
+from llmos.reports.inversions import Inversion
 from llmos.workflows import federated_adapter, outputs
 from llmos.workflows.parts import Parts
 from llmos.workflows.site_plan import training_plan
 
 _RECORDS: Final = 8  # the first in stored order; each is attacked by itself
-_SEEN: Final = {
-    Observation.GRADIENT: "gradient, in the clear (control)",
-    Observation.SENT: "one step's update, in the clear",
-    Observation.UNMASKED: "gradient as integers, before the mask",
-    Observation.MASKED: "gradient behind the mask",
-    Observation.PRIVATE: "one private step's update, in the clear",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +43,10 @@ class Inverted:
     report: InversionReport
     file: Path
 
-    def rows(self) -> list[tuple[str, ...]]:
-        """Return a line for each thing that a coordinator could see of a record."""
-        return [
-            (
-                _SEEN[arm.observation],
-                f"{arm.recall:.1%} of {arm.tokens}",
-                f"{arm.chance:.2%}",
-                f"{arm.p_value:.1g}",
-                f"{arm.auc:.3f}",
-            )
-            for arm in self.report.arms
-        ]
+    @property
+    def shown(self) -> Inversion:
+        """Return what people read of it."""
+        return inversions.read(inversion.to_document(self.report))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report and its file as JSON values."""

@@ -12,9 +12,10 @@ import numpy as np
 from torch import nn
 
 from llmos.attacks import leak
-from llmos.attacks.leak import LeakReport, MeasuredModel
+from llmos.attacks.leak import LeakReport
 from llmos.attacks.scores import Scores
 from llmos.attacks.scoring import score
+from llmos.attacks.subject import MeasuredModel
 from llmos.data.datasets import DatasetCard
 from llmos.data.records import Record, RecordFormat
 from llmos.errors import MeasurementError

@@ -12,7 +12,6 @@ import rfc8785
 from llmos.attacks.leak import (
     LEAK_REPORT_SCHEMA,
     LeakReport,
-    MeasuredModel,
     Verdict,
     from_json,
     measure,
@@ -20,6 +19,7 @@ from llmos.attacks.leak import (
     to_json,
 )
 from llmos.attacks.scores import Scores
+from llmos.attacks.subject import MeasuredModel
 from llmos.errors import MeasurementError, UnaccountableMechanism
 from llmos.privacy import Neighboring, PrivacyLoss, PrivacyUnit
 

@@ -15,8 +15,9 @@ import pytest
 import rfc8785
 from tests.trees import Tree
 
-from llmos.attacks.leak import MeasuredModel, measure, to_document
+from llmos.attacks.leak import measure, to_document
 from llmos.attacks.scores import Scores
+from llmos.attacks.subject import MeasuredModel
 from llmos.crypto import dsse
 from llmos.crypto.notes import Checkpoint, NoteKey, sign_note
 from llmos.kernel import accounting, pricing
