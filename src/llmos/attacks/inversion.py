@@ -13,6 +13,7 @@ A lower bound on what can be learnt: an attack that fails shows no more than tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -102,7 +103,7 @@ class Sample:
     @property
     def guesses_can_fail(self) -> bool:
         """Tell whether guesses at so few records could fail the masks, were all of them right."""
-        return (1 + DRAWS) ** -float(self.used) < FALSE_ALARM
+        return self.used > math.log(1 / FALSE_ALARM, 1 + DRAWS)
 
 
 @dataclass(frozen=True, slots=True)

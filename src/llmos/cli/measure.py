@@ -67,9 +67,8 @@ def _measure(session: Session, models: tuple[str, ...], *, as_json: bool) -> Non
                 hint="do not release this model; the training code or its accounting is broken",
             )
     if "federated" in system.registry.model(models[-1]).card:
-        click.echo(f"Next, at the coordinator: llmos report {models[-1]}")
-    else:
-        click.echo(f"Next: llmos report {models[-1]}")
+        click.echo("The certificate is made at the coordinator, the page here as well.")
+    click.echo(f"Next: llmos report {models[-1]}")
 
 
 def _invert(session: Session, models: tuple[str, ...], *, as_json: bool) -> None:
@@ -98,6 +97,7 @@ def _show(one: Inverted) -> None:
 
     shown = one.shown
     print_table(f"tokens of records of {one.report.model}", COLUMNS, shown.rows)
-    for statement in (*shown.statements, f"verdict on the masks: {shown.verdict}: {shown.meaning}"):
+    for statement in shown.statements:
         click.echo(statement)
+    click.echo(f"verdict on the masks: {shown.verdict}: {shown.meaning}")
     click.echo(f"report: {one.file}")

@@ -16,10 +16,10 @@ SEEN: Final = {
     "private": "one private step's update, in the clear",
 }
 P_VALUES: Final = (
-    f"p is that noise recovers as much. It is exact in the row '{SEEN['masked']}', which is noise "
-    "if masks hide; in the other rows it is for comparison"
+    f"the chance p that noise recovers as much is exact in the row '{SEEN['masked']}', which is "
+    "noise if masks hide; in the other rows it is for comparison"
 )
-_MEANING: Final = {
+MEANING: Final = {
     "pass": "behind the mask this attack sees nothing, and the same integers without it give "
     "tokens away; that this attack fails does not show that every one does",
     "fail": "the masks do not hide what is behind them: secure aggregation is broken here",
@@ -65,10 +65,10 @@ def read(document: Mapping[str, Any]) -> Inversion:
         rows=tuple(_row(arm) for arm in document["arms"]),
         coordinator_sees=SEEN[document["coordinator_sees"]],
         sample=_sample(document["sample"], can_fail=document["guesses_can_fail"]),
-        uniformity=f"that masked integers are uniform: p = {uniformity['p_value']:.2g} over "
-        f"{uniformity['integers']:,}",
+        uniformity=f"masked integers against uniform ones (chi-square): p = "
+        f"{uniformity['p_value']:.2g} over {uniformity['integers']:,}",
         verdict=verdict.upper(),
-        meaning=_MEANING[verdict],
+        meaning=MEANING[verdict],
         failed=verdict == "fail",
     )
 

@@ -6,7 +6,6 @@ made by the code that makes its messages, at the weights of the job's first roun
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any, Final
 from llmos.attacks import inversion, inversion_arms
 from llmos.attacks.inversion import InversionReport
 from llmos.attacks.observations import Sending
-from llmos.attacks.subject import MeasuredModel
 from llmos.data.datasets import DatasetCard
 from llmos.engines.dp.plan import GaussianClipping, Performance
 from llmos.errors import MeasurementError
@@ -29,7 +27,7 @@ from llmos.models.encoding import encode
 from llmos.models.registry import ModelEntry
 from llmos.reports import inversions
 from llmos.reports.inversions import Inversion
-from llmos.workflows import federated_adapter, outputs
+from llmos.workflows import federated_adapter, leak_report
 from llmos.workflows.parts import Parts
 from llmos.workflows.site_plan import training_plan
 
@@ -88,7 +86,7 @@ def run(model: str, who: Principal, parts: Parts) -> Inverted:
         details={"models": [model], "purpose": manifest.purpose, "attack": "inversion"},
     ) as grant:
         report = _measure(entry, manifest, card, grant, parts)
-    return Inverted(report, _write(report, entry, who, parts))
+    return Inverted(report, leak_report.write_inversion(report, who, parts))
 
 
 def _measure(
@@ -102,13 +100,7 @@ def _measure(
     ]
     aggregation = manifest.aggregation
     return inversion_arms.measure(
-        MeasuredModel(
-            model=entry.name,
-            digest=entry.digest,
-            base=manifest.model,
-            dataset=card.name,
-            fingerprint=card.fingerprint,
-        ),
+        leak_report.subject(entry, card),
         adapter,
         records,
         Sending(
@@ -132,16 +124,3 @@ def _privacy(manifest: Manifest, parts: Parts) -> GaussianClipping | None:
     if plan is None:
         raise MeasurementError(f"{manifest.id} was never admitted here")
     return training_plan(manifest, plan).privacy
-
-
-def _write(report: InversionReport, entry: ModelEntry, who: Principal, parts: Parts) -> Path:
-    """Write the report and record its hash; the file appears whole or not at all."""
-    data = inversion.to_json(report)
-    path = parts.kernel.config.home / "reports" / f"{entry.name}.inversion.json"
-    details = {
-        "inversion_report_sha256": hashlib.sha256(data).hexdigest(),
-        "verdict": str(report.verdict),
-    }
-    with parts.kernel.monitor.act(who, Action.MEASURE, entry.resource, details=details, context={}):
-        outputs.write(path, data)
-    return path

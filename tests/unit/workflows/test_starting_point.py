@@ -258,4 +258,7 @@ def test_it_gets_a_page_and_no_certificate(job: Job) -> None:
     )
     loss = guarantee(origin(east.registry.model("global-personal")), east.parts)
     assert loss is not None
-    assert at_most(loss.epsilon) in files.page.read_text()
+    page = files.page.read_text()
+    assert at_most(loss.epsilon) in page
+    assert "No guarantee." not in page
+    assert f"{files.reason}. Nothing on this page is certified" in page
