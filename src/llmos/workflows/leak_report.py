@@ -87,7 +87,12 @@ def read_inversion(measured: MeasuredModel, parts: Parts) -> InversionReport | N
             f"the inversion report of {model} is gone, or is not its newest one in the log",
             hint=again,
         )
-    report = inversion.from_json(data)
+    try:
+        report = inversion.from_json(data)
+    except MeasurementError as error:
+        raise MeasurementError(
+            f"the inversion report of {model} is not one of this version", hint=again
+        ) from error
     if report.subject != measured:
         raise MeasurementError(
             f"the inversion report of {model} is of another model or of data as they were before",

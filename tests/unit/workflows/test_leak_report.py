@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import rfc8785
 from tests.certified import with_adapter
 from tests.homes import last_records, log_size
 
@@ -17,6 +18,7 @@ from llmos.attacks.inversion import InversionReport, Uniformity
 from llmos.attacks.leak import LeakReport
 from llmos.attacks.subject import MeasuredModel
 from llmos.errors import MeasurementError, PermissionDenied, StorageError
+from llmos.kernel.policy import Action
 from llmos.reports.arms import at_most
 from llmos.system import System
 from llmos.workflows import leak_report
@@ -149,6 +151,24 @@ def test_of_another_model_or_of_other_data_it_is_refused(
     with pytest.raises(MeasurementError, match="of another model or of data as they were"):
         read_inversion(subject(east), east.parts)
     assert kept.exists()
+
+
+def test_one_of_an_earlier_version_is_refused_until_it_is_made_again(
+    east: System, measured: LeakReport
+) -> None:
+    report_path(east.kernel.config.home, "real").unlink(missing_ok=True)
+    earlier = inversion.to_document(attacked(measured))
+    del earlier["sample"]
+    data = rfc8785.dumps(earlier)
+    details = {"inversion_report_sha256": hashlib.sha256(data).hexdigest()}
+    resource = east.registry.model("real").resource
+    with east.kernel.monitor.act(east.who, Action.MEASURE, resource, details=details, context={}):
+        alone(east).write_bytes(data)
+    with pytest.raises(MeasurementError, match="real is not one of this version") as refused:
+        read_inversion(subject(east), east.parts)
+    assert refused.value.hint == "llmos measure real --inversion"
+    write_inversion(attacked(measured), east.who, east.parts)
+    assert read_inversion(subject(east), east.parts) == attacked(measured)
 
 
 def test_what_was_never_written_does_not_count(

@@ -14,6 +14,7 @@ import torch
 from sqlalchemy import update
 from tests.certified import Job, with_adapter
 from tests.homes import TRAINING, last_records, log_size
+from tests.unit.federations.test_manifest import SHARED
 
 from llmos.errors import JobInterrupted, ModelError, PermissionDenied
 from llmos.kernel import accounting
@@ -137,6 +138,20 @@ def test_the_plan_says_what_is_lost_in_all(job: Job) -> None:
     fields = made.to_dict()
     assert fields["epsilon_in_all"] == made.epsilon_in_all
     assert (fields["model"], fields["start"]["model"]) == ("tiny", "global")
+
+
+def test_the_plan_says_against_whom_the_noise_that_was_shared_holds(job: Job) -> None:
+    alone = plan(job, "global", output="other")
+    assert alone.colluding_sites is None
+    assert "shared their noise" not in alone.lines()["in all"]
+    manifest = job.signed.manifest.model_dump(mode="json")
+    publish(job, "shared", federated={**manifest, **SHARED})
+    made = plan(job, "shared", output="other")
+    assert made.to_dict()["colluding_sites"] == 1
+    assert made.lines()["in all"].endswith(
+        "; its sites shared their noise: against its coordinator with at most 1 of them, "
+        "not with more"
+    )
 
 
 def test_what_it_starts_from_is_in_the_log(job: Job) -> None:
