@@ -20,8 +20,8 @@ import torch
 
 import llmos
 from llmos.attacks import inversion, inversion_arms
-from llmos.attacks.leak import MeasuredModel
 from llmos.attacks.observations import Sending
+from llmos.attacks.subject import MeasuredModel
 from llmos.data import icd10
 from llmos.data.hospitals import make
 from llmos.engines.dp.plan import GaussianClipping

@@ -13,18 +13,19 @@ A lower bound on what can be learnt: an attack that fails shows no more than tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import rfc8785
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
-from llmos.attacks.leak import MeasuredModel
 from llmos.attacks.membership import auc
+from llmos.attacks.subject import MeasuredModel
 from llmos.errors import MeasurementError
 
 INVERSION_SCHEMA: Final = "llmos.inversion-report/v1"
@@ -33,6 +34,9 @@ INVERSION_SCHEMA: Final = "llmos.inversion-report/v1"
 SPAN_DISTANCE: Final = 1e-4
 CONTROL_RECALL: Final = 0.5  # what the positive control has to recover
 FALSE_ALARM: Final = 1e-6  # of the verdict that masks do not hide, for each of its two tests
+# Of noise for each record: with 15, records that are all told apart from it give a p-value of
+# 16^-records, so that it takes five of them to fail the masks by guesses.
+DRAWS: Final = 15
 _NEAREST: Final = 1e-12  # distances below are rounding
 Values = NDArray[np.float64]
 
@@ -50,9 +54,10 @@ class Observation(StrEnum):
 class Verdict(StrEnum):
     """What the test says about the masks; that it fails to recover is no proof of safety."""
 
-    PASS = "pass"  # noqa: S105 - the control recovers, and behind the mask nothing is seen
+    PASS = "pass"  # noqa: S105 - nothing is seen behind the mask, and without it there is
     FAIL = "fail"  # tokens, or a pattern, are seen behind the mask
-    PROVES_NOTHING = "proves-nothing"  # the control does not recover either
+    NO_MASKS = "no-masks"  # the job has none: its coordinator sees each update
+    PROVES_NOTHING = "proves-nothing"  # without the mask nothing is seen either
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +79,7 @@ class InversionArm:
     tokens: int  # distinct in each record, added up
     recall: float  # hits / tokens
     chance: float  # what noise recalls on average
-    p_value: float  # that noise recalls as much
+    p_value: float  # that noise recalls as much; exact of what is masked, else for comparison
     auc: float  # mean over the records; 0.5 is chance
     candidates: float  # mean number of tokens that pass the span check
 
@@ -88,15 +93,30 @@ class Uniformity:
 
 
 @dataclass(frozen=True, slots=True)
+class Sample:
+    """Which records were attacked, and how much of each."""
+
+    offered: int
+    used: int  # the others have fewer than two tokens to find
+    cut_to: int  # distinct tokens at most: a longer record would escape even in the clear
+
+    @property
+    def guesses_can_fail(self) -> bool:
+        """Tell whether guesses at so few records could fail the masks, were all of them right."""
+        return self.used > math.log(1 / FALSE_ALARM, 1 + DRAWS)
+
+
+@dataclass(frozen=True, slots=True)
 class InversionReport:
     """Aggregates over a few records of one site; no token of any of them is in it."""
 
     subject: MeasuredModel
+    sample: Sample
     parametrisation: str
     rank: int
     layers: tuple[str, ...]  # whose inputs depend on nothing but the token
     vocabulary: int
-    aggregation: str  # of the job: `masked`, or `plain` where the coordinator sees the sent arm
+    aggregation: Literal["masked", "plain"]  # of the job
     noise_multiplier: float | None  # of the job; None without privacy
     clip_norm: float | None
     arms: tuple[InversionArm, ...]
@@ -117,13 +137,32 @@ class InversionReport:
         return self.verdict is Verdict.FAIL
 
     @property
+    def coordinator_sees(self) -> Observation:
+        """Return which of the observations is the one that this job's coordinator has."""
+        if self.aggregation == "masked":
+            return Observation.MASKED
+        return Observation.SENT if self.noise_multiplier is None else Observation.PRIVATE
+
+    @property
     def verdict(self) -> Verdict:
-        """Judge the masks, if the positive control shows that the attack works."""
-        control, masked = self.arm(Observation.GRADIENT), self.arm(Observation.MASKED)
-        if control is None or masked is None or control.recall < CONTROL_RECALL:
+        """Judge the masks: what is seen behind one fails them, whatever else the attack can do.
+
+        They pass only a test that the same integers without a mask fail.
+        """
+        masked = self.arm(Observation.MASKED)
+        if self.uniformity.p_value < FALSE_ALARM or _beats_noise(masked):
+            return Verdict.FAIL
+        if self.aggregation == "plain":
+            return Verdict.NO_MASKS
+        control = self.arm(Observation.GRADIENT)
+        works = control is not None and control.recall >= CONTROL_RECALL
+        if masked is None or not (works and _beats_noise(self.arm(Observation.UNMASKED))):
             return Verdict.PROVES_NOTHING
-        seen = min(masked.p_value, self.uniformity.p_value) < FALSE_ALARM
-        return Verdict.FAIL if seen else Verdict.PASS
+        return Verdict.PASS
+
+
+def _beats_noise(arm: InversionArm | None) -> bool:
+    return arm is not None and arm.p_value < FALSE_ALARM
 
 
 def span_complement(update: Values, distinct: int) -> Values:
@@ -207,7 +246,8 @@ def summarise(
     Chance is measured, not computed: the tokens of a text lie close together, so that noise hits
     several of them where guesses all over the vocabulary would hit one (six times as often, on
     SmolLM2-135M). If what was seen of a record is such noise too, then its hits and the noise's may
-    be exchanged; the p-value is exact under that (a permutation within each record).
+    be exchanged; the p-value is exact under that (a permutation within each record). So it is a
+    test of masks; of what is seen in the clear it only says how noise would have done.
 
     Args:
         observation: what was seen.
@@ -240,11 +280,36 @@ _ADAPTER: Final = TypeAdapter(InversionReport)
 
 
 def to_document(report: InversionReport) -> dict[str, Any]:
-    """Describe the report as plain JSON values, with its schema and verdict."""
+    """Describe the report as plain JSON values, with its schema and what follows from them."""
     fields: dict[str, Any] = _ADAPTER.dump_python(report, mode="json")
-    return {"schema": INVERSION_SCHEMA, "verdict": str(report.verdict), **fields}
+    return {
+        "schema": INVERSION_SCHEMA,
+        "verdict": str(report.verdict),
+        "guesses_can_fail": report.sample.guesses_can_fail,
+        "coordinator_sees": str(report.coordinator_sees),
+        **fields,
+    }
 
 
 def to_json(report: InversionReport) -> bytes:
     """Encode the report as canonical JSON (RFC 8785)."""
     return rfc8785.dumps(to_document(report))
+
+
+def from_json(data: bytes) -> InversionReport:
+    """Read a report that `to_json` wrote.
+
+    Raises:
+        MeasurementError: it is anything else; also a verdict that the numbers do not bear out.
+    """
+    try:
+        report = _ADAPTER.validate_json(data)
+        same = to_json(report) == data
+    except (ValidationError, rfc8785.CanonicalizationError) as error:
+        raise MeasurementError("this is not an inversion report") from error
+    if not same:
+        raise MeasurementError(
+            "this inversion report is not what LLMOS wrote: schema, verdict or a field was changed",
+            hint="measure with --inversion again",
+        )
+    return report

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,28 +12,26 @@ from torch import Tensor
 
 from llmos.attacks import observations
 from llmos.attacks.inversion import (
+    DRAWS,
     Guess,
     InversionArm,
     InversionReport,
     Observation,
+    Sample,
     Values,
     guess,
     span_distances,
     summarise,
 )
-from llmos.attacks.leak import MeasuredModel
 from llmos.attacks.observations import Residues, Sending
 from llmos.attacks.scoring import EncodedRecord
+from llmos.attacks.subject import MeasuredModel
 from llmos.attacks.vocabulary import TokenLayer, in_float32, token_layers, token_vectors
 from llmos.engines.dp.plan import Performance
 from llmos.engines.dp.sampling import TrainingRecord
 from llmos.engines.federated import fixed_point
 from llmos.errors import MeasurementError
 from llmos.models.lora import LoraAdapter
-
-# Draws of noise for each record: with 15, records that are all told apart from it give a p-value of
-# 16^-records, so that five of them can fail a verdict.
-_DRAWS: Final = 15
 
 
 @dataclass(slots=True)
@@ -54,7 +52,7 @@ class _Attack:
         tokens = sorted(observations.inputs(record.ids))
         matrices = [layer.matrix(update) for layer in self.layers]
         self.guesses.setdefault(observation, []).append(self._guess(observation, matrices, tokens))
-        draws = [self._guess(observation, self._noise(matrices), tokens) for _ in range(_DRAWS)]
+        draws = [self._guess(observation, self._noise(matrices), tokens) for _ in range(DRAWS)]
         self.noise.setdefault(observation, []).append([one.hits for one in draws])
 
     def _guess(
@@ -81,7 +79,7 @@ def measure(
     records: Sequence[EncodedRecord],
     sending: Sending,
     *,
-    aggregation: str,
+    aggregation: Literal["masked", "plain"],
     performance: Performance | None = None,
 ) -> InversionReport:
     """Attack each record's first step from the adapter's present weights, and put those back.
@@ -94,7 +92,7 @@ def measure(
         adapter: with frozen A, on its base model.
         records: as the job encodes them; some may be too short to be of use.
         sending: how the job's sites make their messages.
-        aggregation: of the job, for the reader of the report.
+        aggregation: of the job: decides what its coordinator sees, and whether there are masks.
         performance: how to compute.
 
     Raises:
@@ -102,7 +100,8 @@ def measure(
         SelfTestFailed: the engine found that it would not train correctly.
     """
     layers = token_layers(adapter)
-    cut = [observations.shorten(record, adapter.config.rank - 1) for record in records]
+    cut_to = adapter.config.rank - 1
+    cut = [observations.shorten(record, cut_to) for record in records]
     chosen = [record for record in cut if record is not None]
     if not chosen:
         raise MeasurementError(
@@ -119,6 +118,7 @@ def measure(
     arms = exact.summaries() | trained.summaries()
     return InversionReport(
         subject=subject,
+        sample=Sample(offered=len(records), used=len(chosen), cut_to=cut_to),
         parametrisation=str(adapter.config.parametrisation),
         rank=adapter.config.rank,
         layers=tuple(layer.name for layer in layers),

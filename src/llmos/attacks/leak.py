@@ -13,10 +13,13 @@ import rfc8785
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
+from llmos.attacks import inversion
 from llmos.attacks.bound import EpsilonBound, one_run_bound
 from llmos.attacks.canaries import CanaryLeak, canary_leak, canary_scores
+from llmos.attacks.inversion import InversionReport
 from llmos.attacks.membership import RecordMembership, record_membership
 from llmos.attacks.scores import Scores
+from llmos.attacks.subject import MeasuredModel
 from llmos.errors import MeasurementError, UnaccountableMechanism
 from llmos.privacy import Neighboring, PrivacyLoss
 
@@ -31,17 +34,6 @@ class Verdict(StrEnum):
     FAIL = "fail"  # the lower bound exceeds it: the training was not what the ledger says
     NO_GUARANTEE = "no-guarantee"  # none is claimed, so none can be refuted
     UNTESTED = "untested"  # no canaries were planted
-
-
-@dataclass(frozen=True, slots=True)
-class MeasuredModel:
-    """Which model was measured, on which data."""
-
-    model: str
-    digest: str  # SHA-256 over the model's files, hex
-    base: str
-    dataset: str
-    fingerprint: str  # SHA-256 of the dataset's stored plaintext, hex
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +74,7 @@ class LeakReport:
     records: RecordMembership
     canaries: CanaryLeak | None
     bound: EpsilonBound | None
+    inversion: InversionReport | None = None  # of a site's messages in the job that made it
 
     @property
     def model(self) -> str:
@@ -176,8 +169,14 @@ _ADAPTER: Final = TypeAdapter(LeakReport)
 
 
 def to_document(report: LeakReport) -> dict[str, Any]:
-    """Describe the report as plain JSON values, with its schema and verdict."""
+    """Describe the report as plain JSON values, with its schema and verdict.
+
+    An inversion report is a field only where there is one: reports without are what they were.
+    """
     fields: dict[str, Any] = _ADAPTER.dump_python(report, mode="json")
+    del fields["inversion"]
+    if report.inversion is not None:
+        fields["inversion"] = inversion.to_document(report.inversion)
     return {"schema": LEAK_REPORT_SCHEMA, "verdict": str(report.verdict), **fields}
 
 
@@ -197,7 +196,8 @@ def from_json(data: bytes) -> LeakReport:
         same = to_json(report) == data
     except (ValidationError, rfc8785.CanonicalizationError) as error:
         raise MeasurementError("this is not a leak report") from error
-    if not same:
+    attacked = report.inversion
+    if not same or (attacked is not None and attacked.subject != report.subject):
         raise MeasurementError(
             "this leak report is not what LLMOS wrote: schema, verdict or a field was changed",
             hint="measure the model again",

@@ -166,7 +166,7 @@ def _train(story: Story) -> None:
 
 
 def _measure_and_certify(story: Story) -> dict[str, LeakReport]:
-    from llmos.workflows.report import read_report
+    from llmos.workflows.leak_report import read_report
 
     story.say("7. Attacks: what does each model betray?")
     story.type(f"measure {NONPRIVATE} {PRIVATE}")

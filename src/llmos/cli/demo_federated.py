@@ -250,7 +250,7 @@ def _show_tampering(story: Federation) -> None:
 
 
 def _summary(story: Federation, job: str) -> dict[str, Any]:
-    from llmos.workflows.report import read_report
+    from llmos.workflows.leak_report import read_report
 
     facts = story.coordinator.session.system().federation.facts(job)
     sites: dict[str, Any] = {}

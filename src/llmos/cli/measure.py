@@ -67,9 +67,8 @@ def _measure(session: Session, models: tuple[str, ...], *, as_json: bool) -> Non
                 hint="do not release this model; the training code or its accounting is broken",
             )
     if "federated" in system.registry.model(models[-1]).card:
-        click.echo(f"Next, at the coordinator: llmos report {models[-1]}")
-    else:
-        click.echo(f"Next: llmos report {models[-1]}")
+        click.echo("The certificate is made at the coordinator, the page here as well.")
+    click.echo(f"Next: llmos report {models[-1]}")
 
 
 def _invert(session: Session, models: tuple[str, ...], *, as_json: bool) -> None:
@@ -87,22 +86,18 @@ def _invert(session: Session, models: tuple[str, ...], *, as_json: bool) -> None
     if broken:
         click.secho("FAIL", fg="red", bold=True)
         raise LeakFound(
-            f"the masks of {', '.join(broken)} do not hide what a site has sent",
+            f"the masks of this site do not hide what is behind them ({', '.join(broken)})",
             hint="stop this site (Ctrl-C); secure aggregation or its random numbers are broken",
         )
 
 
 def _show(one: Inverted) -> None:
     """Print what gradient inversion recovers from what could be seen of single records."""
-    report = one.report
-    click.echo(
-        f"{report.model}: tokens of {report.arms[0].records} records, each alone in one step, "
-        f"guessed from what is seen ({report.aggregation} is what the job's coordinator sees)"
-    )
-    columns = ("what is seen", "recovered", "by chance", "p", "AUC")
-    print_table("guesses", columns, one.rows())
-    click.echo(
-        f"masked integers are uniform: p = {report.uniformity.p_value:.2g} "
-        f"over {report.uniformity.integers:,}"
-    )
-    click.echo(f"verdict on the masks: {str(report.verdict).upper()}; report: {one.file}")
+    from llmos.reports.inversions import COLUMNS
+
+    shown = one.shown
+    print_table(f"tokens of records of {one.report.model}", COLUMNS, shown.rows)
+    for statement in shown.statements:
+        click.echo(statement)
+    click.echo(f"verdict on the masks: {shown.verdict}: {shown.meaning}")
+    click.echo(f"report: {one.file}")

@@ -11,6 +11,8 @@ from typing import Any, Final
 import rfc8785
 
 from llmos.errors import MeasurementError
+from llmos.reports import inversions
+from llmos.reports.inversions import Inversion
 
 LEAK_REPORT_SCHEMA: Final = "llmos.leak-report/v1"
 ROUNDING_SLACK: Final = 1e-9  # 100 * 1.1 is a little more than 110 in binary
@@ -67,6 +69,7 @@ class Arm:
     heldout_exact: float
     base_heldout_exact: float
     heldout_category: float | None
+    inversion: Inversion | None  # of a site's messages, where they were attacked
 
     @property
     def label(self) -> str:
@@ -135,6 +138,7 @@ def _arm(document: Mapping[str, Any]) -> Arm:
         heldout_exact=quality["heldout_exact_match_rate"],
         base_heldout_exact=quality["base_heldout_exact_match_rate"],
         heldout_category=quality["heldout_category_match_rate"],
+        inversion=inversions.read(document["inversion"]) if "inversion" in document else None,
     )
 
 

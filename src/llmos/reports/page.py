@@ -13,7 +13,7 @@ from markupsafe import Markup
 from llmos.errors import VerificationFailed
 from llmos.kernel import accounting
 from llmos.privacy import PrivacyLoss
-from llmos.reports import plots
+from llmos.reports import inversions, plots
 from llmos.reports.arms import Arm, Attack, Secrets, at_least, at_most, read_arm
 from llmos.reports.conclusions import FIXED
 from llmos.reports.evidence import CALCULATED, LOGGED
@@ -69,12 +69,18 @@ def page_environment() -> Environment:
     return environment
 
 
-def render(certificate: VerifiedCertificate | None, documents: Sequence[Mapping[str, Any]]) -> str:
+def render(
+    certificate: VerifiedCertificate | None,
+    documents: Sequence[Mapping[str, Any]],
+    *,
+    reason: str | None = None,
+) -> str:
     """Return the page; only a verified certificate can be shown, or none.
 
     Args:
         certificate: of the model whose leak report comes first.
         documents: leak reports as JSON documents, one per model to show side by side.
+        reason: why there is no certificate.
 
     Raises:
         MeasurementError: a document is no leak report.
@@ -94,6 +100,8 @@ def render(certificate: VerifiedCertificate | None, documents: Sequence[Mapping[
     return environment.get_template("page.html").render(
         title=certificate.model if certificate else ", ".join(arm.model for arm in arms),
         certificate=certificate,
+        reason=reason,
+        columns=inversions.COLUMNS,
         predicate=certificate.predicate if certificate else None,
         sentence=promise(certificate.loss) if certificate else "",
         tier=tier(certificate.loss.epsilon) if certificate else "",

@@ -6,15 +6,13 @@ made by the code that makes its messages, at the weights of the job's first roun
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 from llmos.attacks import inversion, inversion_arms
-from llmos.attacks.inversion import InversionReport, Observation
-from llmos.attacks.leak import MeasuredModel
+from llmos.attacks.inversion import InversionReport
 from llmos.attacks.observations import Sending
 from llmos.data.datasets import DatasetCard
 from llmos.engines.dp.plan import GaussianClipping, Performance
@@ -27,18 +25,13 @@ from llmos.kernel.monitor import Grant
 from llmos.kernel.policy import Action
 from llmos.models.encoding import encode
 from llmos.models.registry import ModelEntry
-from llmos.workflows import federated_adapter, outputs
+from llmos.reports import inversions
+from llmos.reports.inversions import Inversion
+from llmos.workflows import federated_adapter, leak_report
 from llmos.workflows.parts import Parts
 from llmos.workflows.site_plan import training_plan
 
 _RECORDS: Final = 8  # the first in stored order; each is attacked by itself
-_SEEN: Final = {
-    Observation.GRADIENT: "gradient, in the clear (control)",
-    Observation.SENT: "one step's update, in the clear",
-    Observation.UNMASKED: "gradient as integers, before the mask",
-    Observation.MASKED: "gradient behind the mask",
-    Observation.PRIVATE: "one private step's update, in the clear",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +41,10 @@ class Inverted:
     report: InversionReport
     file: Path
 
-    def rows(self) -> list[tuple[str, ...]]:
-        """Return a line for each thing that a coordinator could see of a record."""
-        return [
-            (
-                _SEEN[arm.observation],
-                f"{arm.recall:.1%} of {arm.tokens}",
-                f"{arm.chance:.2%}",
-                f"{arm.p_value:.1g}",
-                f"{arm.auc:.3f}",
-            )
-            for arm in self.report.arms
-        ]
+    @property
+    def shown(self) -> Inversion:
+        """Return what people read of it."""
+        return inversions.read(inversion.to_document(self.report))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report and its file as JSON values."""
@@ -101,7 +86,7 @@ def run(model: str, who: Principal, parts: Parts) -> Inverted:
         details={"models": [model], "purpose": manifest.purpose, "attack": "inversion"},
     ) as grant:
         report = _measure(entry, manifest, card, grant, parts)
-    return Inverted(report, _write(report, entry, who, parts))
+    return Inverted(report, leak_report.write_inversion(report, who, parts))
 
 
 def _measure(
@@ -115,13 +100,7 @@ def _measure(
     ]
     aggregation = manifest.aggregation
     return inversion_arms.measure(
-        MeasuredModel(
-            model=entry.name,
-            digest=entry.digest,
-            base=manifest.model,
-            dataset=card.name,
-            fingerprint=card.fingerprint,
-        ),
+        leak_report.subject(entry, card),
         adapter,
         records,
         Sending(
@@ -145,16 +124,3 @@ def _privacy(manifest: Manifest, parts: Parts) -> GaussianClipping | None:
     if plan is None:
         raise MeasurementError(f"{manifest.id} was never admitted here")
     return training_plan(manifest, plan).privacy
-
-
-def _write(report: InversionReport, entry: ModelEntry, who: Principal, parts: Parts) -> Path:
-    """Write the report and record its hash; the file appears whole or not at all."""
-    data = inversion.to_json(report)
-    path = parts.kernel.config.home / "reports" / f"{entry.name}.inversion.json"
-    details = {
-        "inversion_report_sha256": hashlib.sha256(data).hexdigest(),
-        "verdict": str(report.verdict),
-    }
-    with parts.kernel.monitor.act(who, Action.MEASURE, entry.resource, details=details, context={}):
-        outputs.write(path, data)
-    return path

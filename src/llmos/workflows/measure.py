@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,10 @@ import numpy as np
 from torch import nn
 
 from llmos.attacks import leak
-from llmos.attacks.leak import LeakReport, MeasuredModel
+from llmos.attacks.leak import LeakReport
 from llmos.attacks.scores import Scores
 from llmos.attacks.scoring import score
+from llmos.attacks.subject import MeasuredModel
 from llmos.data.datasets import DatasetCard
 from llmos.data.records import Record, RecordFormat
 from llmos.errors import MeasurementError
@@ -28,8 +28,7 @@ from llmos.models.loading import LoadedModel, load_base
 from llmos.models.registry import ModelEntry, ModelKind
 from llmos.reports import page, plots
 from llmos.reports.arms import read_arm
-from llmos.workflows import outputs
-from llmos.workflows.leak_report import report_path
+from llmos.workflows import leak_report, outputs
 from llmos.workflows.origin import guarantee, origin
 from llmos.workflows.parts import Parts
 
@@ -92,7 +91,7 @@ def run(models: Sequence[str], who: Principal, parts: Parts) -> Measured:
         for report in _measure_together(same, who, parts):
             reports[report.model] = report
     ordered = tuple(reports[entry.name] for entry in entries)
-    files = tuple(_write(report, who, parts) for report in ordered)
+    files = tuple(leak_report.write(report, who, parts) for report in ordered)
     plot = parts.kernel.config.home / "reports" / f"{'-'.join(models)}.leak.svg"
     svg = plots.leak_comparison([read_arm(leak.to_document(r)) for r in ordered])
     outputs.write(plot, svg.encode())
@@ -122,22 +121,26 @@ def _measure_together(
         context={"purpose": purpose},
         details={"models": [entry.name for entry in entries], "purpose": purpose},
     ) as grant:
+        subjects = [leak_report.subject(entry, card) for entry in entries]
+        attacked = [leak_report.read_inversion(one, parts) for one in subjects]
         folder = parts.registry.folder(parts.registry.model(base))
         loaded = load_base(folder, resolve_device(kernel.config.device))
         probe = _probe(card, loaded, origin(entries[0]).max_tokens, grant, parts)
         base_members = score(loaded.model, probe.members)
         base_heldout = score(loaded.model, probe.heldout)
-        return [
-            _measure_one(
-                entry, card, loaded.model, probe, (base_members, base_heldout), grant, parts
-            )
-            for entry in entries
+        base_scores = (base_members, base_heldout)
+        reports = [
+            _measure_one(entry, one, loaded.model, probe, base_scores, grant, parts)
+            for entry, one in zip(entries, subjects, strict=True)
         ]
+    return [
+        replace(report, inversion=found) for report, found in zip(reports, attacked, strict=True)
+    ]
 
 
 def _measure_one(
     entry: ModelEntry,
-    card: DatasetCard,
+    subject: MeasuredModel,
     model: nn.Module,
     probe: _Probe,
     base: tuple[Scores, Scores],
@@ -147,13 +150,7 @@ def _measure_one(
     adapter = lora.from_peft(model, parts.registry.open_adapter(entry.name, grant))
     try:
         return leak.measure(
-            MeasuredModel(
-                model=entry.name,
-                digest=entry.digest,
-                base=entry.base or "",
-                dataset=card.name,
-                fingerprint=card.fingerprint,
-            ),
+            subject,
             guarantee(origin(entry), parts),
             members=score(model, probe.members),
             heldout=score(model, probe.heldout),
@@ -196,18 +193,3 @@ def _probe(
 
 def _encoded(record: Record, loaded: LoadedModel, max_tokens: int) -> Encoded:
     return encode(record.prompt, record.completion, loaded.tokenizer, max_tokens)
-
-
-def _write(report: LeakReport, who: Principal, parts: Parts) -> Path:
-    """Write a report and record its hash; the file appears whole or not at all."""
-    data = leak.to_json(report)
-    path = report_path(parts.kernel.config.home, report.model)
-    entry = parts.registry.model(report.model)
-    details = {
-        "leak_report_sha256": hashlib.sha256(data).hexdigest(),
-        "verdict": str(report.verdict),
-        "epsilon_lower_bound": None if report.bound is None else report.bound.lower,
-    }
-    with parts.kernel.monitor.act(who, Action.MEASURE, entry.resource, details=details, context={}):
-        outputs.write(path, data)
-    return path

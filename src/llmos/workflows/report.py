@@ -13,7 +13,7 @@ from typing import Any, Final
 from llmos.attacks import leak
 from llmos.attacks.leak import LeakReport
 from llmos.data.datasets import DatasetCard
-from llmos.errors import DataError, MeasurementError, ModelError
+from llmos.errors import DataError, ModelError
 from llmos.kernel import accounting
 from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action
@@ -34,7 +34,7 @@ from llmos.reports.facts import (
 from llmos.reports.questions import Answer, read_answers
 from llmos.transparency.proofs import LogProof
 from llmos.workflows import federated_report, logged, outputs
-from llmos.workflows.leak_report import report_path
+from llmos.workflows.leak_report import read_report
 from llmos.workflows.origin import guarantee, origin
 from llmos.workflows.parts import Parts
 from llmos.workflows.training_request import TrainRequest
@@ -88,7 +88,7 @@ def run(
     entry = parts.registry.model(model)
     if entry.kind is not ModelKind.ADAPTER:
         raise ModelError(f"{model} is a base model: nothing of this home was trained into it")
-    if "federated" in entry.card:
+    if "sites" in entry.card:  # a coordinator's; a site's model is reported like any other
         return ReportFiles(*federated_report.run(entry, who, parts, folder))
     said = {} if answers is None else open_answers(answers)
     reports = [read_report(name, parts) for name in (model, *compare)]
@@ -101,7 +101,7 @@ def run(
     documents = [leak.to_document(report) for report in reports]
     html = folder / f"{model}.report.html"
     if (reason := _uncertified(entry, loss)) is not None or loss is None:
-        outputs.write(html, page.render(None, documents).encode())
+        outputs.write(html, page.render(None, documents, reason=reason).encode())
         return ReportFiles(None, html, public_keys, tier=0, reason=reason)
     data = _certify(_facts(entry, card, loss, reports[0], said, who, parts), entry, who, parts)
     verified = verification.verify_bundle(data, parts.kernel.public_keys, model_digest=entry.digest)
@@ -116,9 +116,14 @@ def run(
 
 
 def _uncertified(entry: ModelEntry, loss: PrivacyLoss | None) -> str | None:
-    """Say why a model gets no certificate: it has no guarantee, or speaks of two trainings."""
+    """Say why a model gets no certificate: no guarantee, two trainings, or somebody else's."""
     if loss is None:
         return f"{entry.name} has no guarantee"
+    if "federated" in entry.card:
+        return (
+            f"{entry.name} was trained by a federation, and its coordinator certifies it "
+            "(llmos report there)"
+        )
     if (start := entry.card["request"].get("start")) is not None:
         return f"{entry.name} starts from {start['model']}, and a certificate is of one training"
     return None
@@ -165,31 +170,6 @@ def open_answers(path: Path) -> dict[str, Answer]:
     if len(data) > _LARGEST_ANSWERS_BYTES:
         raise DataError(f"{path} is larger than {_LARGEST_ANSWERS_BYTES} bytes")
     return read_answers(data, toml=path.suffix == ".toml")
-
-
-def read_report(model: str, parts: Parts) -> LeakReport:
-    """Return a model's newest leak report, checked against the hash in the log.
-
-    Raises:
-        MeasurementError: the model was not measured, or the file is not what was logged last.
-    """
-    path = report_path(parts.kernel.config.home, model)
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise MeasurementError(
-            f"{model} has not been measured", hint=f"llmos measure {model}"
-        ) from None
-    newest: str | None = None
-    for entry in logged.entries(parts):
-        if entry.fields["resource"] == f"Model::{model}":
-            newest = entry.fields["details"].get("leak_report_sha256", newest)
-    if newest != hashlib.sha256(data).hexdigest():
-        raise MeasurementError(
-            f"the leak report of {model} is not its newest one in the log",
-            hint="measure the model again",
-        )
-    return leak.from_json(data)
 
 
 def _certify(facts: CertificateFacts, entry: ModelEntry, who: Principal, parts: Parts) -> bytes:

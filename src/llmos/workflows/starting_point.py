@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from llmos.data.datasets import DatasetCard
 from llmos.errors import ModelError
+from llmos.federations import manifest as manifests
+from llmos.federations.manifest import Masked
 from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action
 from llmos.models.registry import ModelEntry, ModelKind, Registry
@@ -81,6 +83,21 @@ def epsilon_in_all(request: TrainRequest, mechanism: Mechanism, parts: Parts) ->
         return None
     earlier = parts.kernel.budget.reservation(start.job).mechanism
     return composition.epsilon((mechanism, earlier), request.delta)
+
+
+def colluding_sites(start: Start | None, registry: Registry) -> int | None:
+    """Return how many sites may help the coordinator of what a training starts from, at most.
+
+    With more of them its epsilon is a weaker one. None where it has none, or none that depends on
+    other sites.
+    """
+    if start is None or not (start.learnt and start.private):
+        return None
+    manifest = manifests.parse(registry.model(start.model).card["federated"])
+    shared, aggregation = manifest.shared_noise, manifest.aggregation
+    if shared is None or not isinstance(aggregation, Masked):
+        return None
+    return aggregation.threshold - shared.honest
 
 
 def classification(start: Start | None, card: DatasetCard, registry: Registry) -> str:

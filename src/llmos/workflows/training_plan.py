@@ -63,6 +63,7 @@ class TrainPlan:
     epsilon: float | None  # PLD, at the request's delta; None without privacy
     epsilon_replace_one: float | None
     epsilon_in_all: float | None  # with what it starts from, where that has learnt the same
+    colluding_sites: int | None  # up to which that holds; None where it depends on no other site
     charges: tuple[tuple[PoolState, int], ...]  # each pool with its cost in 1e-12 nats
     predicted: Prediction
 
@@ -108,10 +109,16 @@ class TrainPlan:
             return {}
         if self.epsilon_in_all is None:
             return {"in all": f"NONE: {start.model} has learnt the same data without privacy"}
-        return {
-            "in all": f"epsilon {self.epsilon_in_all:.3f} with what {start.model} has learnt of "
-            "the same data (Renyi)"
-        }
+        said = (
+            f"epsilon {self.epsilon_in_all:.3f} with what {start.model} has learnt of the same "
+            "data (Renyi; not for settings that were chosen after seeing it)"
+        )
+        if self.colluding_sites is not None:
+            said += (
+                f"; its sites shared their noise: against its coordinator with at most "
+                f"{self.colluding_sites} of them, not with more"
+            )
+        return {"in all": said}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
@@ -121,6 +128,7 @@ class TrainPlan:
             "epsilon_pld": self.epsilon,
             "epsilon_replace_one": self.epsilon_replace_one,
             "epsilon_in_all": self.epsilon_in_all,
+            "colluding_sites": self.colluding_sites,
             "neighboring": str(Neighboring.ADD_OR_REMOVE_ONE),
             "pools": [
                 {
@@ -212,6 +220,7 @@ def make_plan(options: TrainOptions, parts: Parts) -> TrainPlan:
         epsilon_in_all=None
         if mechanism is None
         else starting_point.epsilon_in_all(request, mechanism, parts),
+        colluding_sites=starting_point.colluding_sites(start, registry),
         charges=()
         if mechanism is None
         else tuple((pool, kernel.budget.cost(pool.id, mechanism)) for pool in pools),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+import rfc8785
 from numpy.typing import NDArray
 
 from llmos.attacks import inversion, observations
@@ -15,10 +17,11 @@ from llmos.attacks.inversion import (
     InversionArm,
     InversionReport,
     Observation,
+    Sample,
     Uniformity,
     Verdict,
 )
-from llmos.attacks.leak import MeasuredModel
+from llmos.attacks.subject import MeasuredModel
 from llmos.errors import MeasurementError
 
 VOCABULARY, RANK = 500, 8
@@ -89,9 +92,12 @@ def arm(observation: Observation, recall: float, p_value: float) -> InversionArm
     return InversionArm(observation, 1, 10, recall, 0.01, p_value, 0.5, 0.0)
 
 
-def report(recall: float, masked: float, uniform: float) -> InversionReport:
+def report(
+    recall: float, masked: float, uniform: float, *, unmasked: float = 0.0
+) -> InversionReport:
     return InversionReport(
         subject=SUBJECT,
+        sample=Sample(offered=9, used=8, cut_to=7),
         parametrisation="ffa",
         rank=8,
         layers=("q",),
@@ -99,31 +105,98 @@ def report(recall: float, masked: float, uniform: float) -> InversionReport:
         aggregation="masked",
         noise_multiplier=None,
         clip_norm=None,
-        arms=(arm(Observation.GRADIENT, recall, 0.0), arm(Observation.MASKED, 0.0, masked)),
+        arms=(
+            arm(Observation.GRADIENT, recall, 0.0),
+            arm(Observation.UNMASKED, 0.9, unmasked),
+            arm(Observation.MASKED, 0.0, masked),
+        ),
         uniformity=Uniformity(1000, uniform),
     )
 
 
 @pytest.mark.parametrize(
-    ("recall", "masked", "uniform", "verdict"),
+    ("made", "verdict"),
     [
-        (1.0, 0.3, 0.3, Verdict.PASS),
-        (1.0, 1e-7, 0.3, Verdict.FAIL),
-        (1.0, 0.3, 1e-7, Verdict.FAIL),
-        (0.4, 0.3, 0.3, Verdict.PROVES_NOTHING),
-        (0.4, 1e-7, 1e-7, Verdict.PROVES_NOTHING),
+        (report(1.0, 0.3, 0.3), Verdict.PASS),
+        (report(1.0, 1e-7, 0.3), Verdict.FAIL),
+        (report(1.0, 0.3, 1e-7), Verdict.FAIL),
+        # What is seen behind a mask is seen, whatever else the attack can do.
+        (report(0.4, 0.3, 1e-300), Verdict.FAIL),
+        (report(0.4, 1e-7, 0.3), Verdict.FAIL),
+        (replace(report(1.0, 0.3, 1e-7), arms=()), Verdict.FAIL),
+        # That nothing is seen says something only where it would be without a mask.
+        (report(0.4, 0.3, 0.3), Verdict.PROVES_NOTHING),
+        (report(1.0, 0.3, 0.3, unmasked=1e-5), Verdict.PROVES_NOTHING),
+        (replace(report(1.0, 0.3, 0.3), aggregation="plain"), Verdict.NO_MASKS),
+        (replace(report(0.4, 0.3, 0.3), aggregation="plain"), Verdict.NO_MASKS),
+        (replace(report(1.0, 0.3, 1e-7), aggregation="plain"), Verdict.FAIL),
     ],
 )
-def test_a_verdict_needs_an_attack_that_works(
-    recall: float, masked: float, uniform: float, verdict: Verdict
+def test_a_pass_needs_an_attack_that_works_and_a_fail_needs_none(
+    made: InversionReport, verdict: Verdict
 ) -> None:
-    made = report(recall, masked, uniform)
     assert made.verdict is verdict
     assert made.failed == (verdict is Verdict.FAIL)
     assert json.loads(inversion.to_json(made))["verdict"] == verdict
-    without = replace(made, arms=made.arms[:1])
-    assert without.arm(Observation.MASKED) is None
-    assert without.verdict is Verdict.PROVES_NOTHING
+
+
+@pytest.mark.parametrize("missing", range(3))
+def test_without_one_of_its_arms_nothing_passes(missing: int) -> None:
+    made = report(1.0, 0.3, 0.3)
+    arms = tuple(one for place, one in enumerate(made.arms) if place != missing)
+    assert replace(made, arms=arms).verdict is Verdict.PROVES_NOTHING
+
+
+def test_what_the_coordinator_sees_is_named() -> None:
+    masked = report(1.0, 0.3, 0.3)
+    plain = replace(masked, aggregation="plain")
+    private = replace(plain, noise_multiplier=1.0, clip_norm=1.0)
+    seen = [
+        json.loads(inversion.to_json(one))["coordinator_sees"] for one in (masked, plain, private)
+    ]
+    assert seen == ["masked", "sent", "private"]
+
+
+@pytest.mark.parametrize(("used", "can_fail"), [(4, False), (5, True), (8, True)])
+def test_it_is_said_whether_the_guesses_could_fail_the_masks(used: int, can_fail: bool) -> None:
+    best = Guess(hits=2, distinct=2, auc=1.0, candidates=2)
+    noise = [[0] * inversion.DRAWS] * used
+    found = inversion.summarise(Observation.MASKED, [best] * used, noise)
+    assert (found.p_value < inversion.FALSE_ALARM) == can_fail
+    made = replace(report(1.0, 0.3, 0.3), sample=Sample(offered=9, used=used, cut_to=7))
+    said = json.loads(inversion.to_json(made))
+    assert said["guesses_can_fail"] == can_fail
+    assert said["sample"] == {"offered": 9, "used": used, "cut_to": 7}
+
+
+def test_json_goes_both_ways() -> None:
+    for made in (report(1.0, 0.3, 0.3), report(1.0, 1e-7, 0.3), report(0.0, 0.3, 0.3)):
+        assert inversion.from_json(inversion.to_json(made)) == made
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"verdict": "pass"},
+        {"schema": "llmos.inversion-report/v2"},
+        {"coordinator_sees": "private"},
+        {"guesses_can_fail": False},
+        {"aggregation": "none"},
+        {"extra": 1},
+        {"arms": []},
+        {"rank": "8"},
+    ],
+)
+def test_a_changed_report_is_refused(change: dict[str, Any]) -> None:
+    document = {**inversion.to_document(report(1.0, 1e-7, 0.3)), **change}
+    with pytest.raises(MeasurementError):
+        inversion.from_json(rfc8785.dumps(document))
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"[1]", b"\xff\xfe", b"null"])
+def test_what_is_no_report_is_refused(data: bytes) -> None:
+    with pytest.raises(MeasurementError, match="not an inversion report"):
+        inversion.from_json(data)
 
 
 def test_integers_with_a_pattern_are_not_uniform() -> None:

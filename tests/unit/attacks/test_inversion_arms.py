@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from llmos.attacks import inversion_arms, observations
-from llmos.attacks.inversion import InversionReport, Observation, Verdict
-from llmos.attacks.leak import MeasuredModel
+from llmos.attacks.inversion import InversionReport, Observation, Sample, Verdict
 from llmos.attacks.observations import Sending
 from llmos.attacks.scoring import EncodedRecord
+from llmos.attacks.subject import MeasuredModel
 from llmos.attacks.vocabulary import in_float32, token_layers
 from llmos.engines.dp.plan import GaussianClipping
 from llmos.engines.dp.sampling import TrainingRecord
@@ -27,7 +27,11 @@ TEXTS = (
     "Anna Weber has asthma and takes 12 mg .",
     "Omar Haddad came with chest pain on May 3 .",
     "HIV since 2011 ; insulin stopped .",
+    "Lena Fischer fell down the stairs in June .",
+    "Migraine with aura , 50 mg at night .",
+    "Her brother Tom has diabetes too .",
 )
+SHORT = "."  # too short to find two tokens in
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +39,13 @@ def loaded(tiny_model_folder: Path) -> LoadedModel:
     return load_base(tiny_model_folder, torch.device("cpu"))
 
 
-def sending(noise_multiplier: float | None = None, bits: int = 4) -> Sending:
+def sending(noise_multiplier: float | None = None, mask_bits: int = 16) -> Sending:
     privacy = None if noise_multiplier is None else GaussianClipping(1.0, noise_multiplier)
-    return Sending(learning_rate=1e-2, bits=bits, mask_bits=16, privacy=privacy)
+    return Sending(learning_rate=1e-2, bits=4, mask_bits=mask_bits, privacy=privacy)
 
 
 def records(loaded: LoadedModel) -> list[EncodedRecord]:
-    return [encode("", text, loaded.tokenizer, 64) for text in TEXTS]
+    return [encode("", text, loaded.tokenizer, 64) for text in (*TEXTS, SHORT)]
 
 
 def attached(
@@ -68,9 +72,10 @@ def test_a_record_is_read_off_its_gradient_and_not_off_the_masked_one(
     report = attack(loaded, adapter, sending(noise_multiplier=1.0))
     arms = {one.observation: one for one in report.arms}
     assert set(arms) == set(Observation)
-    assert (arms[Observation.GRADIENT].records, report.rank) == (3, 16)
+    assert (arms[Observation.GRADIENT].records, report.rank) == (6, 16)
+    assert report.sample == Sample(offered=7, used=6, cut_to=15)
     assert arms[Observation.GRADIENT].recall == 1.0
-    assert arms[Observation.GRADIENT].p_value == 16**-3  # of 16, each the best
+    assert arms[Observation.GRADIENT].p_value == 16**-6  # of 16, each the best
     assert 0 < arms[Observation.MASKED].chance < 0.5
     assert arms[Observation.UNMASKED].recall > 0.7  # 16 bits keep the span, its mask hides it
     # By chance a masked or noisy arm falls below 1e-6 once in a million runs.
@@ -92,6 +97,19 @@ def test_masks_that_are_not_put_on_are_noticed(
     report = attack(loaded, attached(loaded), sending())
     assert report.verdict is Verdict.FAIL
     assert report.arm(Observation.PRIVATE) is None
+
+
+def test_rounding_that_hides_the_span_by_itself_proves_nothing_of_masks(
+    loaded: LoadedModel,
+) -> None:
+    """Two bits, on this small model: four leave a weak trace, about the false alarm's size."""
+    report = attack(loaded, attached(loaded), sending(mask_bits=2))
+    control, unmasked = report.arm(Observation.GRADIENT), report.arm(Observation.UNMASKED)
+    assert control is not None
+    assert unmasked is not None
+    assert control.recall == 1.0
+    assert unmasked.p_value > 1e-6
+    assert report.verdict is Verdict.PROVES_NOTHING
 
 
 def test_without_a_way_to_succeed_the_attack_is_refused(loaded: LoadedModel) -> None:

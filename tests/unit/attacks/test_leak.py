@@ -9,10 +9,17 @@ import numpy as np
 import pytest
 import rfc8785
 
+from llmos.attacks import inversion
+from llmos.attacks.inversion import (
+    InversionArm,
+    InversionReport,
+    Observation,
+    Sample,
+    Uniformity,
+)
 from llmos.attacks.leak import (
     LEAK_REPORT_SCHEMA,
     LeakReport,
-    MeasuredModel,
     Verdict,
     from_json,
     measure,
@@ -20,6 +27,7 @@ from llmos.attacks.leak import (
     to_json,
 )
 from llmos.attacks.scores import Scores
+from llmos.attacks.subject import MeasuredModel
 from llmos.errors import MeasurementError, UnaccountableMechanism
 from llmos.privacy import Neighboring, PrivacyLoss, PrivacyUnit
 
@@ -105,6 +113,56 @@ def test_json_goes_both_ways() -> None:
     assert document == json.loads(json.dumps(to_document(found)))
     assert (document["schema"], document["verdict"]) == (LEAK_REPORT_SCHEMA, "fail")
     assert from_json(to_json(found)) == found
+
+
+def inverted(subject: MeasuredModel = MODEL) -> InversionReport:
+    return InversionReport(
+        subject=subject,
+        sample=Sample(offered=8, used=8, cut_to=15),
+        parametrisation="ffa",
+        rank=16,
+        layers=("q",),
+        vocabulary=500,
+        aggregation="masked",
+        noise_multiplier=None,
+        clip_norm=None,
+        arms=(InversionArm(Observation.MASKED, 8, 90, 0.5, 0.01, 1e-9, 0.9, 40.0),),
+        uniformity=Uniformity(1000, 0.5),
+    )
+
+
+def test_a_report_without_an_attack_on_messages_is_what_it_was() -> None:
+    """Hashes that were certified before there were inversion reports stay valid."""
+    found = report(PrivacyLoss(1.0, 1e-5, UNIT), leaking=True)
+    fields = {"subject", "guarantee", "quality", "records", "canaries", "bound"}
+    assert set(to_document(found)) == fields | {"schema", "verdict"}
+
+
+def test_an_attack_on_messages_is_part_of_the_report() -> None:
+    found = replace(report(PrivacyLoss(1.0, 1e-5, UNIT), leaking=True), inversion=inverted())
+    document = json.loads(to_json(found))
+    assert document["inversion"] == inversion.to_document(inverted())
+    assert (document["verdict"], document["inversion"]["verdict"]) == ("fail", "fail")
+    assert from_json(to_json(found)) == found
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"verdict": "pass"}, {"schema": "llmos.inversion-report/v2"}, {"rank": "16"}, {"extra": 1}],
+)
+def test_a_changed_attack_in_a_report_is_refused(change: dict[str, Any]) -> None:
+    document = to_document(replace(report(None, leaking=False), inversion=inverted()))
+    document["inversion"] = {**document["inversion"], **change}
+    with pytest.raises(MeasurementError, match="not what LLMOS wrote"):
+        from_json(rfc8785.dumps(document))
+
+
+def test_null_is_no_attack_and_one_on_another_model_is_refused() -> None:
+    found = report(None, leaking=False)
+    other = replace(found, inversion=inverted(replace(MODEL, digest="ef" * 32)))
+    for data in (rfc8785.dumps({**to_document(found), "inversion": None}), to_json(other)):
+        with pytest.raises(MeasurementError, match="not what LLMOS wrote"):
+            from_json(data)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from llmos.cli import demo
 from llmos.cli.main import llmos
 from llmos.cli.train import train
 from llmos.system import System
-from llmos.workflows.report import read_report
+from llmos.workflows.leak_report import read_report
 from llmos.workflows.training_plan import TrainOptions
 
 

@@ -64,7 +64,10 @@ def test_what_a_site_has_sent_is_attacked_too(
         assert said.status == 0, said.err
         assert "gradient, in the clear (control)" in said.out
         assert "100.0% of" in said.out
-        assert "masked is what the job's coordinator sees" in " ".join(said.out.split())
+        assert "the coordinator of this job sees: gradient behind the mask\n" in said.out
+        assert "8 of 8 records were used" in said.out
+        assert "cut to at most 11 distinct tokens" in said.out
+        assert "exact in the row 'gradient behind the mask'" in said.out
         assert "verdict on the masks: PASS" in said.out
         (found,) = typed("measure", "real", "--inversion", "--json").value["inversion"]
         assert found["report"]["verdict"] == "pass"
@@ -77,7 +80,7 @@ def test_what_a_site_has_sent_is_attacked_too(
         broken = typed("measure", "real", "--inversion")
         assert broken.status == 14
         assert "verdict on the masks: FAIL" in broken.out
-        assert "the masks of real do not hide what a site has sent" in broken.err
+        assert "the masks of this site do not hide what is behind them (real)" in broken.err
         assert typed("measure", "real", "--inversion", "--json").status == 14
         local = typed("measure", "tiny", "--inversion")
         assert local.status != 0

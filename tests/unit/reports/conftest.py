@@ -15,8 +15,17 @@ import pytest
 import rfc8785
 from tests.trees import Tree
 
-from llmos.attacks.leak import MeasuredModel, measure, to_document
+from llmos.attacks import leak
+from llmos.attacks.inversion import (
+    InversionArm,
+    InversionReport,
+    Observation,
+    Sample,
+    Uniformity,
+)
+from llmos.attacks.leak import measure, to_document
 from llmos.attacks.scores import Scores
+from llmos.attacks.subject import MeasuredModel
 from llmos.crypto import dsse
 from llmos.crypto.notes import Checkpoint, NoteKey, sign_note
 from llmos.kernel import accounting, pricing
@@ -95,6 +104,26 @@ def make_document() -> Callable[..., Document]:
         )
 
     return make
+
+
+def with_inversion(document: Document, p_value: float = 0.3, **changes: Any) -> Document:
+    """Return a leak report with an attack on a site's messages, masked ones with a p-value."""
+    report = leak.from_json(rfc8785.dumps(document))
+    p_values = dict.fromkeys(Observation, 1e-9) | {Observation.MASKED: p_value}
+    made = InversionReport(
+        subject=report.subject,
+        sample=Sample(offered=9, used=8, cut_to=15),
+        parametrisation="ffa",
+        rank=16,
+        layers=("q",),
+        vocabulary=500,
+        aggregation="masked",
+        noise_multiplier=0.7,
+        clip_norm=1.0,
+        arms=tuple(InversionArm(k, 8, 90, 1.0, 0.01, p, 1.0, 4.0) for k, p in p_values.items()),
+        uniformity=Uniformity(123456, 0.5),
+    )
+    return to_document(replace(report, inversion=replace(made, **changes)))
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,12 @@ import pytest
 import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.unit.reports.conftest import with_inversion
 
-from llmos.attacks import leak
+from llmos.attacks import inversion, leak
 from llmos.errors import MeasurementError
 from llmos.privacy import PrivacyLoss
-from llmos.reports import arms
+from llmos.reports import arms, inversions
 from llmos.reports.arms import at_least, at_most, read_arm
 
 Documents = Callable[..., dict[str, Any]]
@@ -36,6 +37,24 @@ def test_what_the_measurement_writes_is_read(make_document: Documents, loss: Pri
     assert arm.report_sha256 == hashlib.sha256(leak.to_json(report)).hexdigest()
     assert arm.label == "m (ε ≤ 1.08)"
     assert leak.LEAK_REPORT_SCHEMA == arms.LEAK_REPORT_SCHEMA
+
+
+def test_the_schema_and_every_kind_of_observation_have_their_words() -> None:
+    assert inversions.INVERSION_SCHEMA == inversion.INVERSION_SCHEMA
+    assert set(inversions.SEEN) == {str(kind) for kind in inversion.Observation}
+    assert set(inversions.MEANING) == {str(verdict) for verdict in inversion.Verdict}
+
+
+@pytest.mark.parametrize(
+    "change", [{"schema": "llmos.inversion-report/v2"}, {"verdict": "good"}, {"sample": None}]
+)
+def test_what_is_no_inversion_report_is_named(
+    make_document: Documents, change: dict[str, Any]
+) -> None:
+    document = with_inversion(make_document("m", None, leaking=False))
+    document["inversion"] = {**document["inversion"], **change}
+    with pytest.raises(MeasurementError, match="lacks or misuses a field"):
+        read_arm(document)
 
 
 def test_no_guarantee_and_no_canaries(make_document: Documents) -> None:

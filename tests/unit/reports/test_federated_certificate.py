@@ -16,7 +16,7 @@ from tests.unit.federations.test_manifest import SHARED
 
 from llmos.crypto import dsse
 from llmos.crypto.notes import decode_base64
-from llmos.errors import JobError, ModelError, VerificationFailed
+from llmos.errors import JobError, MeasurementError, VerificationFailed
 from llmos.federations import register, statement
 from llmos.federations.register import FederatedJob
 from llmos.federations.tables import federated_statements
@@ -238,8 +238,8 @@ def test_without_every_statement_there_is_no_certificate(job: Job, file: Path) -
     finally:
         with kernel.store.transaction() as conn:
             register.keep_statement(conn, manifest.id, manifest.sites[1], stored[manifest.sites[1]])
-    with pytest.raises(ModelError, match="its coordinator certifies it"):
-        job.sites["east"].report("notes-federated")
+    with pytest.raises(MeasurementError, match="has not been measured"):
+        job.sites["east"].report("notes-federated")  # a site has a page of what it measured
 
 
 def test_a_round_that_does_not_follow_is_refused(job: Job, file: Path) -> None:

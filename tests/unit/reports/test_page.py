@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.reports.conftest import ALL_ANSWERS
+from tests.unit.reports.conftest import ALL_ANSWERS, with_inversion
 
 from llmos.errors import MeasurementError, VerificationFailed
 from llmos.privacy import PrivacyLoss, PrivacyUnit
@@ -218,6 +218,63 @@ def test_without_a_certificate_nothing_is_claimed(make_document: Documents) -> N
     text = Structure(render(None, [make_document("plain", None, leaking=True)])).text
     assert "No guarantee." in text
     assert "verified" not in text
+
+
+def test_with_a_guarantee_and_no_certificate_the_page_says_why(
+    make_document: Documents, loss: PrivacyLoss
+) -> None:
+    text = Structure(render(None, [make_document("m", loss, leaking=False)], reason="a & b")).text
+    assert "No guarantee." not in text
+    assert "No certificate.\na & b. Nothing on this page is certified" in text
+    assert "1.08" in text
+
+
+def test_what_messages_betray_is_a_section_of_the_page(make_document: Documents) -> None:
+    plain = make_document("plain", None, leaking=True)
+    assert "messages betray" not in render(None, [plain])
+    structure = Structure(render(None, [plain, with_inversion({**plain}, 0.3)]))
+    text = " ".join(structure.text.split())
+    for seen in (
+        "What this site's messages betray: plain",
+        "Verdict on the masks: PASS.",
+        "gradient, in the clear (control)100.0% of 901.00%1e-091.000",
+        "one step's update, in the clear",
+        "gradient as integers, before the mask",
+        "gradient behind the mask100.0% of 901.00%0.31.000",
+        "one private step's update, in the clear",
+        "The coordinator of this job sees: gradient behind the mask.",
+        "8 of 9 records were used",
+        "at most 15 distinct tokens",
+        "exact in the row 'gradient behind the mask'",
+        "p = 0.5 over 123,456.",
+    ):
+        assert seen in text
+    assert structure.ids.count("messages-1") == 1
+    assert structure.open == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"p_value": 1e-9}, "Verdict on the masks: FAIL. The masks do not hide"),
+        ({"aggregation": "plain"}, "NO-MASKS. The job has no masks: its coordinator sees each"),
+        ({"arms": ()}, "PROVES-NOTHING. Without the mask the attack does not recover enough"),
+    ],
+)
+def test_a_verdict_that_is_no_pass_cannot_be_overlooked(
+    make_document: Documents, changes: dict[str, Any], said: str
+) -> None:
+    document = with_inversion(make_document("plain", None, leaking=True), **changes)
+    page = render(None, [document])
+    assert said in " ".join(Structure(page).text.split())
+    assert page.count('class="alarm"') == (2 if "p_value" in changes else 1)
+
+
+def test_names_in_an_inversion_report_cannot_break_out(make_document: Documents) -> None:
+    document = with_inversion(make_document(HOSTILE, None, leaking=True))
+    structure = Structure(render(None, [document]))
+    assert "script" not in structure.tags
+    assert f"messages betray: {HOSTILE}" in structure.text
 
 
 def test_a_model_without_canaries_has_a_page(make_document: Documents) -> None:

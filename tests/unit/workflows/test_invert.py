@@ -50,7 +50,7 @@ def test_a_site_sees_that_masks_and_noise_hide_what_its_gradient_tells(job: Job)
     data = found.file.read_bytes()
     assert json.loads(data)["schema"] == "llmos.inversion-report/v1"
     assert found.to_dict()["report"] == json.loads(data)
-    assert [row[0] for row in found.rows()] == [
+    assert [row[0] for row in found.shown.rows] == [
         "gradient, in the clear (control)",
         "one step's update, in the clear",
         "gradient as integers, before the mask",

@@ -21,7 +21,7 @@ from llmos.errors import (
 from llmos.kernel.schema import datasets
 from llmos.system import System
 from llmos.workflows import measure
-from llmos.workflows.leak_report import report_path
+from llmos.workflows.leak_report import read_report, report_path
 
 
 def reports_folder(system: System) -> set[str]:
@@ -164,4 +164,5 @@ def test_a_report_that_cannot_be_written_leaves_the_one_before(
     assert path.read_bytes() == before
     assert reports_folder(measured) == files
     assert last_records(measured, 1)[0]["outcome"] == "failed"
+    assert read_report("plain", measured.parts).model == "plain"  # the newest that was written
     checked_books(measured)

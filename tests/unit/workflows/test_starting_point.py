@@ -14,6 +14,7 @@ import torch
 from sqlalchemy import update
 from tests.certified import Job, with_adapter
 from tests.homes import TRAINING, last_records, log_size
+from tests.unit.federations.test_manifest import SHARED
 
 from llmos.errors import JobInterrupted, ModelError, PermissionDenied
 from llmos.kernel import accounting
@@ -139,6 +140,20 @@ def test_the_plan_says_what_is_lost_in_all(job: Job) -> None:
     assert (fields["model"], fields["start"]["model"]) == ("tiny", "global")
 
 
+def test_the_plan_says_against_whom_the_noise_that_was_shared_holds(job: Job) -> None:
+    alone = plan(job, "global", output="other")
+    assert alone.colluding_sites is None
+    assert "shared their noise" not in alone.lines()["in all"]
+    manifest = job.signed.manifest.model_dump(mode="json")
+    publish(job, "shared", federated={**manifest, **SHARED})
+    made = plan(job, "shared", output="other")
+    assert made.to_dict()["colluding_sites"] == 1
+    assert made.lines()["in all"].endswith(
+        "; its sites shared their noise: against its coordinator with at most 1 of them, "
+        "not with more"
+    )
+
+
 def test_what_it_starts_from_is_in_the_log(job: Job) -> None:
     east, made = job.sites["east"], plan(job, "global", output="logged")
     job_id = east.submit(made)
@@ -258,4 +273,7 @@ def test_it_gets_a_page_and_no_certificate(job: Job) -> None:
     )
     loss = guarantee(origin(east.registry.model("global-personal")), east.parts)
     assert loss is not None
-    assert at_most(loss.epsilon) in files.page.read_text()
+    page = files.page.read_text()
+    assert at_most(loss.epsilon) in page
+    assert "No guarantee." not in page
+    assert f"{files.reason}. Nothing on this page is certified" in page
