@@ -2,8 +2,9 @@
 
 Its subject is the adapter. The predicate holds the whole manifest, the chain of rounds, what every
 site states that it has spent, and who is protected from whom. The file carries the sites' parts
-with their signatures and their logs' proofs, so that nothing about a site rests on the
-coordinator's word but which certificate authority the sites' certificates come from.
+with their signatures and their logs' proofs, so that what a site has spent, in which rounds and
+beside whom, does not rest on the coordinator's word. What does is said in `federated_scope`: which
+authority the sites' certificates come from, and what became of each round's sum.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ import rfc8785
 from llmos.crypto import dsse
 from llmos.crypto.notes import NoteKey
 from llmos.federations.manifest import SignedManifest
-from llmos.reports import evidence, federated_scope
+from llmos.reports import evidence, federated_rounds, federated_scope
 from llmos.reports.certificate import STATEMENT_TYPE
 from llmos.reports.site_part import SitePart
 from llmos.transparency.proofs import LogProof
 
-PREDICATE_TYPE: Final = "https://llmos.dev/federated-certificate/v1"
-MEDIA_TYPE: Final = "application/vnd.llmos.federated-certificate.v1+json"
-ROUND_FIELDS: Final = ("round", "sites", "task_sha256", "weights_before", "weights_after")
+PREDICATE_TYPE: Final = "https://llmos.dev/federated-certificate/v2"
+MEDIA_TYPE: Final = "application/vnd.llmos.federated-certificate.v2+json"
+MEDIA_TYPE_1: Final = "application/vnd.llmos.federated-certificate.v1+json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ def statement(facts: FederatedFacts, issuer: str) -> dict[str, Any]:
             "issued_by": facts.issued_by,
             "manifest": manifest.model_dump(mode="json"),
             "manifest_sha256": manifest.digest,
-            "rounds": chain(facts.rounds),
+            "rounds": federated_rounds.chain(facts.rounds, manifest),
             "authority": facts.authority,
             "sites": {uri: site_facts(part) for uri, part in facts.parts.items()},
             "guarantee": guarantee(facts.parts),
@@ -67,33 +68,23 @@ def statement(facts: FederatedFacts, issuer: str) -> dict[str, Any]:
     }
 
 
-def chain(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return what a certificate says of the rounds."""
-    return [{name: row[name] for name in ROUND_FIELDS} for row in rounds]
-
-
-def rounds_sha256(rounds: Sequence[Mapping[str, Any]]) -> str:
-    """Return the SHA-256 of the chain, which the log's entry of publishing holds."""
-    return hashlib.sha256(rfc8785.dumps(chain(rounds))).hexdigest()
-
-
 def site_facts(part: SitePart) -> dict[str, Any]:
     """Return what the predicate says about a site; its part proves it."""
-    said = part.statement
+    said, spent = part.statement, part.statement.spent
     return {
         "statement_sha256": hashlib.sha256(said.payload).hexdigest(),
         "ended": said.ended,
         "units": said.data.units,
         "unit": said.data.unit,
-        "epsilon": said.spent.epsilon,
-        "delta": said.spent.delta,
-        "steps": said.spent.steps,
+        "epsilon": 0.0 if spent is None else spent.epsilon,
+        "delta": 0.0 if spent is None else spent.delta,
+        "steps": 0 if spent is None else spent.steps,
     }
 
 
 def guarantee(parts: Mapping[str, SitePart]) -> dict[str, Any]:
     """Return the worst guarantee among the sites' units: that of a person known to one site."""
-    spent = [part.statement.spent for part in parts.values()]
+    spent = [part.statement.spent for part in parts.values() if part.statement.spent is not None]
     return {
         "definition": "(epsilon, delta)-differential privacy of each unit of a site",
         "neighboring": "add-or-remove-one",

@@ -13,11 +13,16 @@ NOT_PROTECTED: Final = (
     "coordinator sees them.",
     "Sites from a coordinator that invents sites: it holds the certificate authority that this "
     "certificate names. Compare the sites' keys with those that they publish.",
+    "What the coordinator makes of each round's sum, and the model of the last weights: that is "
+    "its word, and what else it put in, of other jobs say, no site's signature shows.",
+    "Which others gave an update: a site knows it from the task that it trained for, and the "
+    "coordinator may show each site another task, or ask others when it begins a round again.",
     "Facts about the whole group: the model may learn them, and so does anyone who asks it.",
     "What the base model's own pre-training data betray.",
     "What users type to the model, and what it answers, while it is in use.",
     "Running times, memory and other side channels of the sites' machines.",
-    "Whether a site imported true records: its signature stands for them, no proof does.",
+    "Whether a site imported true records, took the steps that it states and lists its rounds as "
+    "they were: its signature stands for them, no proof does.",
 )
 
 

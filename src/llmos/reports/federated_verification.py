@@ -2,26 +2,36 @@
 
 A site's keys are believed because a certificate of the authority that the coordinator names
 signs them; for whoever has a site's own `home.pub`, the coordinator is not believed in that.
+
+The model is the one that a site has published; a site that left before the end never saw it. What
+the coordinator made of each round's sum stays its word (`federated_scope.NOT_PROTECTED`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Final
 
 from llmos.crypto import dsse
 from llmos.crypto.notes import Verifier
 from llmos.errors import LlmosError, VerificationFailed
 from llmos.federations.manifest import Manifest, open_manifest, parse
+from llmos.federations.statement import numbers
 from llmos.parties.peers import Anchor, parse_id
-from llmos.reports import evidence, federated_certificate, federated_scope, site_part
+from llmos.reports import (
+    evidence,
+    federated_certificate,
+    federated_rounds,
+    federated_scope,
+    site_part,
+)
 from llmos.reports.bundle import read_json, read_proof
 from llmos.reports.certificate import DIGEST_FIELD, STATEMENT_TYPE
 from llmos.reports.evidence import found_at
-from llmos.reports.federated_certificate import MEDIA_TYPE, PREDICATE_TYPE
+from llmos.reports.federated_certificate import MEDIA_TYPE, MEDIA_TYPE_1, PREDICATE_TYPE
+from llmos.reports.federated_rounds import Round
 from llmos.reports.site_part import SitePart
 from llmos.transparency.proofs import LogProof, verify_proof
 from llmos.transparency.public_keys import read_public_keys
@@ -41,6 +51,7 @@ class VerifiedFederation:
     digest: str
     model_checked: bool
     predicate: Mapping[str, Any]
+    rounds: Sequence[Round]
     parts: Mapping[str, SitePart]
     compared: frozenset[str]  # names of the sites whose own keys were at hand
     log: str
@@ -72,16 +83,22 @@ class VerifiedFederation:
         }
 
     def _line(self, part: SitePart) -> str:
-        said = part.statement
+        said, spent = part.statement, part.statement.spent
         keys = (
             "its own keys were compared"
             if part.site in self.compared
             else "its keys rest on the coordinator's certificate authority"
         )
+        cost = (
+            "nothing spent"
+            if spent is None
+            else f"epsilon {spent.epsilon:.4g} for each of {said.data.units} units "
+            f"({said.data.unit}), {spent.steps} steps"
+        )
+        model = "never saw the model" if said.model_sha256 is None else "published this very model"
         return (
-            f"{part.site}: epsilon {said.spent.epsilon:.4g} for each of {said.data.units} units "
-            f"({said.data.unit}), {said.spent.steps} steps, {said.ended}; {part.records} entries "
-            f"of its log proven; {keys}"
+            f"{part.site}: {cost}, {said.ended}; {model}; {len(numbers(said.rounds.trained))} "
+            f"rounds as it saw them; {part.records} entries of its log proven; {keys}"
         )
 
 
@@ -105,6 +122,11 @@ def verify_file(
     """
     certificate_key, log_key = read_public_keys(public_keys)
     fields = read_json(data, "the certificate")
+    if fields.get("mediaType") == MEDIA_TYPE_1:
+        raise VerificationFailed(
+            "this certificate is of version 1: its sites did not state their rounds",
+            hint="ask for a new one: sites state again, then `llmos report` at the coordinator",
+        )
     if fields.get("mediaType") != MEDIA_TYPE or set(fields) != _FIELDS:
         raise VerificationFailed("this is not a federated certificate, or it has other fields")
     payload = dsse.open_envelope(fields["envelope"], certificate_key, payload_type=dsse.IN_TOTO)
@@ -118,9 +140,10 @@ def verify_file(
         manifest = open_manifest(fields["manifest"], certificate_key).manifest
         _check_manifest(predicate, manifest)
         records = {name: read_proof(record) for name, record in fields["records"].items()}
-        _check_records(predicate, manifest, digest, records, log_key)
-        _check_rounds(predicate, manifest)
-        parts = _verify_parts(predicate, manifest, digest, fields["sites"])
+        rounds = federated_rounds.opened(predicate["rounds"], manifest)
+        federated_rounds.check_chain(rounds, manifest)
+        _check_records(predicate, manifest, rounds, digest, records, log_key)
+        parts = _verify_parts(predicate, manifest, rounds, digest, fields["sites"])
         compared = _compare_keys(parts, site_keys or {})
     except VerificationFailed:
         raise
@@ -136,6 +159,7 @@ def verify_file(
         digest=digest,
         model_checked=model_digest is not None,
         predicate=predicate,
+        rounds=rounds,
         parts=parts,
         compared=compared,
         log=log_key.name,
@@ -181,6 +205,7 @@ def _check_manifest(predicate: Mapping[str, Any], manifest: Manifest) -> None:
 def _check_records(
     predicate: Mapping[str, Any],
     manifest: Manifest,
+    rounds: Sequence[Round],
     digest: str,
     proofs: Mapping[str, LogProof],
     log_key: Verifier,
@@ -188,7 +213,6 @@ def _check_records(
     """Hold the predicate against the coordinator's own log."""
     if predicate["records"] != evidence.pointers(proofs):
         raise VerificationFailed("the certificate points to other log entries than it carries")
-    rounds = predicate["rounds"]
     expected: dict[str, dict[str, object]] = {
         "propose": {
             "/details/propose": manifest.id,
@@ -198,7 +222,7 @@ def _check_records(
             "/details/job": manifest.id,
             "/details/digest": digest,
             "/details/weights": rounds[-1]["weights_after"],
-            "/details/rounds_sha256": federated_certificate.rounds_sha256(rounds),
+            "/details/rounds_sha256": federated_rounds.rounds_sha256(rounds),
         },
     }
     if set(proofs) != set(expected):
@@ -211,39 +235,22 @@ def _check_records(
                 raise VerificationFailed(f"the record {name!r} says otherwise: {place}")
 
 
-def _check_rounds(predicate: Mapping[str, Any], manifest: Manifest) -> None:
-    rounds = predicate["rounds"]
-    if [row["round"] for row in rounds] != list(range(manifest.rounds)):
-        raise VerificationFailed(f"it has not the {manifest.rounds} rounds of the job")
-    for before, after in pairwise(rounds):
-        if before["weights_after"] != after["weights_before"]:
-            raise VerificationFailed(f"round {after['round']} does not start where one ended")
-    for row in rounds:
-        sites = set(row["sites"])
-        if len(sites) < manifest.minimum_sites or not sites <= set(manifest.sites):
-            raise VerificationFailed(f"round {row['round']} had not the sites of the job")
-
-
 def _verify_parts(
     predicate: Mapping[str, Any],
     manifest: Manifest,
+    rounds: Sequence[Round],
     digest: str,
     given: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, SitePart]:
     organisation = parse_id(manifest.coordinator).organisation
     anchors = (Anchor.parse(organisation, predicate["authority"].encode()),)
-    took_part = {site for row in predicate["rounds"] for site in row["sites"]}
-    if set(given) != took_part:
-        raise VerificationFailed("it has not the part of each site that took part, and no other")
+    if not set(given) <= set(manifest.sites):
+        raise VerificationFailed("it has the part of a site that the job does not name")
     parts = {
         uri: site_part.verify(part, uri, anchors, manifest) for uri, part in sorted(given.items())
     }
-    for uri, part in parts.items():
-        rounds = sum(uri in row["sites"] for row in predicate["rounds"])
-        if part.statement.spent.steps < rounds * manifest.local.steps:
-            raise VerificationFailed(f"{part.site} states fewer steps than its {rounds} rounds had")
-        if part.statement.model_sha256 not in {None, digest}:
-            raise VerificationFailed(f"{part.site} has published another model")
+    federated_rounds.check_sites(rounds, parts, manifest)
+    _check_model(parts, digest)
     if predicate["sites"] != {
         uri: federated_certificate.site_facts(part) for uri, part in parts.items()
     }:
@@ -251,6 +258,19 @@ def _verify_parts(
     if predicate["guarantee"] != federated_certificate.guarantee(parts):
         raise VerificationFailed("its guarantee does not follow from its sites' parts")
     return parts
+
+
+def _check_model(parts: Mapping[str, SitePart], digest: str) -> None:
+    """Insist on a site that has seen the model: the others cannot tell it from any other one."""
+    published = {part.statement.model_sha256: part.site for part in parts.values()}
+    published.pop(None, None)
+    if not published:
+        raise VerificationFailed(
+            "no site has published the model: the coordinator could certify any other one",
+            hint="a job is certified whose end the sites have heard of",
+        )
+    for other in set(published) - {digest}:
+        raise VerificationFailed(f"{published[other]} has published another model")
 
 
 def _compare_keys(parts: Mapping[str, SitePart], site_keys: Mapping[str, str]) -> frozenset[str]:

@@ -31,6 +31,7 @@ _ENTRIES: Final[dict[str, dict[str, object]]] = {
     "import": {"/action": "import-data", "/outcome": "done"},
     "admit": {"/action": "federate", "/outcome": "admitted"},
     "settle": {"/action": "federate", "/outcome": "settled"},
+    "release": {"/action": "federate", "/outcome": "aborted"},
     "publish": {"/action": "federate", "/outcome": "done", "/details/step": "publish"},
 }
 
@@ -104,13 +105,15 @@ def _verify(
     _check_spent(said, manifest)
     proofs = {name: read_proof(proof) for name, proof in part["records"].items()}
     _check_records(said, proofs)
-    return SitePart(said, len(proofs), proofs["settle"].size)
+    return SitePart(said, len(proofs), proofs["admit"].size)
 
 
 def _check_spent(said: Statement, manifest: Manifest) -> None:
     privacy, spent = manifest.privacy, said.spent
     if privacy is None:
         raise VerificationFailed("the job has no guarantee, there is nothing to state")
+    if spent is None:
+        return
     mechanism = mechanism_from_dict(spent.mechanism)
     if not isinstance(mechanism, PoissonSampledGaussian) or mechanism.steps != spent.steps:
         raise VerificationFailed("its mechanism has not the steps that it states")
@@ -130,12 +133,19 @@ def _check_spent(said: Statement, manifest: Manifest) -> None:
         raise VerificationFailed("it spent more than the job asked for")
 
 
+def needed_records(*, done: bool, spent: bool) -> set[str]:
+    """Return the names of the log entries that a site proves."""
+    needed = {"import", "admit", "settle" if spent else "release"}
+    return needed | {"publish"} if done else needed
+
+
 def _check_records(said: Statement, proofs: Mapping[str, LogProof]) -> None:
-    needed = set(_ENTRIES) if said.ended == "done" else set(_ENTRIES) - {"publish"}
-    if set(proofs) != needed:
+    if set(proofs) != needed_records(done=said.ended == "done", spent=said.spent is not None):
         raise VerificationFailed(f"it proves the records {sorted(proofs)}, not those of a site")
     if pointers(proofs) != {name: one.model_dump() for name, one in said.records.items()}:
         raise VerificationFailed("its statement points to other log entries than it proves")
+    if said.ended == "done" and said.spent is None:
+        raise VerificationFailed("it has ended the job and spent nothing on it")
     if (said.ended == "done") is (said.model_sha256 is None):
         raise VerificationFailed("a site that has ended the job publishes, and no other one")
     log_key = Verifier.parse(said.log_vkey)
@@ -149,10 +159,12 @@ def _check_records(said: Statement, proofs: Mapping[str, LogProof]) -> None:
             "/details/classification": said.data.classification,
         },
         "admit": job | {"/details/manifest_sha256": said.manifest_sha256},
-        "settle": job
-        | {"/details/mechanism": said.spent.mechanism, "/details/costs": said.spent.charged},
+        "release": job,
         "publish": job | {"/details/digest": said.model_sha256},
     }
+    if said.spent is not None:
+        spent = {"/details/mechanism": said.spent.mechanism, "/details/costs": said.spent.charged}
+        expected["settle"] = job | spent
     for name, proof in proofs.items():
         entry = verify_proof(proof, log_key)
         for place, value in {**_ENTRIES[name], **expected[name]}.items():

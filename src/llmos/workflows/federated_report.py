@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from llmos.errors import JobError, ModelError
 from llmos.federations import register
+from llmos.federations.manifest import Manifest
 from llmos.federations.register import FederatedJob
 from llmos.kernel.identity import Principal
 from llmos.kernel.policy import Action
@@ -18,10 +20,12 @@ from llmos.reports import (
     certificate,
     federated_certificate,
     federated_page,
+    federated_rounds,
     federated_verification,
     site_part,
 )
 from llmos.reports.federated_certificate import FederatedFacts
+from llmos.reports.site_part import SitePart
 from llmos.workflows import logged, outputs
 from llmos.workflows.parts import Parts
 
@@ -66,17 +70,20 @@ def run(
 def _facts(
     entry: ModelEntry, job: FederatedJob, who: Principal, parts: Parts
 ) -> tuple[FederatedFacts, dict[str, dict[str, Any]]]:
-    kernel = parts.kernel
+    kernel, manifest = parts.kernel, job.manifest
     rounds = register.rounds(kernel.store, job.id)
     given = register.statements(kernel.store, job.id)
-    missing = {site for row in rounds for site in row["sites"]} - set(given)
+    anchor = authority.load(kernel).anchor(who, datetime.now(UTC))
+    checked = {
+        uri: site_part.verify(part, uri, (anchor,), manifest) for uri, part in sorted(given.items())
+    }
+    missing = _took_part(rounds, checked, manifest) - set(given)
     if missing:
         names = ", ".join(sorted(site.rpartition("/")[2] for site in missing))
         raise JobError(
             f"{names} took part in {job.id} and has not stated yet what it spent",
             hint="a site states it when its job has ended: let `llmos site up` run there",
         )
-    anchor = authority.load(kernel).anchor(who, datetime.now(UTC))
     coordinate = {"/action": "coordinate", "/outcome": "done"}
     wanted = {
         "propose": coordinate | logged.details({"propose": job.id}),
@@ -90,10 +97,17 @@ def _facts(
         signed=job.signed,
         rounds=rounds,
         authority=anchor.pem.decode(),
-        parts={
-            uri: site_part.verify(part, uri, (anchor,), job.manifest)
-            for uri, part in sorted(given.items())
-        },
+        parts=checked,
         evidence=logged.prove(parts, wanted),
     )
     return facts, given
+
+
+def _took_part(
+    rounds: Iterable[Mapping[str, Any]], checked: Mapping[str, SitePart], manifest: Manifest
+) -> set[str]:
+    """Return who is in a round, and whom a site trained beside, also where that was in vain."""
+    found = {site for row in rounds for site in row["sites"]}
+    for part in checked.values():
+        found |= set(federated_rounds.named(part.statement.rounds.participants, manifest))
+    return found

@@ -1,4 +1,8 @@
-"""What a site states to its coordinator after a job, with the proofs from this home's log."""
+"""What a site states to its coordinator after a job, with the proofs from this home's log.
+
+Which rounds it trained, from which weights and beside whom, is what its log has of the tasks that
+the coordinator signed: each was written there before its training began.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,16 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from llmos.errors import JobError
 from llmos.federations.invitations import Invitation, InvitationState
-from llmos.federations.statement import Data, Record, Spent, Statement
+from llmos.federations.manifest import Manifest
+from llmos.federations.statement import (
+    Data,
+    Record,
+    Rounds,
+    Spent,
+    Statement,
+    bits,
+    starts_sha256,
+)
 from llmos.kernel import accounting
 from llmos.kernel.budget import ReservationState
 from llmos.parties.tls import Credentials
@@ -29,12 +42,7 @@ def make(job: Invitation, site: str, credentials: Credentials, parts: Parts) -> 
     kernel, manifest, plan = parts.kernel, job.manifest, job.plan
     if plan is None or manifest.privacy is None:
         raise JobError(f"{job.id} has charged nothing here")
-    reservation = kernel.budget.reservation(job.id)
-    mechanism = reservation.mechanism
-    if reservation.state is not ReservationState.COMMITTED:
-        raise JobError(f"the budget of {job.id} is {reservation.state}, not settled")
-    if not isinstance(mechanism, PoissonSampledGaussian):
-        raise JobError(f"{job.id} was charged for something else than a federated training")
+    spent = _spent(job.id, manifest.privacy.delta, parts)
     card = parts.datasets.card(manifest.dataset)
     done = job.state is InvitationState.DONE
     about = {"/resource": str(card.resource), "/action": "federate"}
@@ -49,12 +57,13 @@ def make(job: Invitation, site: str, credentials: Credentials, parts: Parts) -> 
         | {"/outcome": "admitted"}
         | logged.details({"job": job.id, "manifest_sha256": manifest.digest}),
         "settle": about | {"/outcome": "settled"} | logged.details({"job": job.id}),
+        "release": about | {"/outcome": "aborted"} | logged.details({"job": job.id}),
+        "publish": about
+        | {"/outcome": "done"}
+        | logged.details({"job": job.id, "step": "publish"}),
     }
-    if done:
-        wanted["publish"] = (
-            about | {"/outcome": "done"} | logged.details({"job": job.id, "step": "publish"})
-        )
-    proofs = logged.prove(parts, wanted)
+    needed = site_part.needed_records(done=done, spent=spent is not None)
+    proofs = logged.prove(parts, {name: wanted[name] for name in sorted(needed)})
     statement = Statement(
         job=job.id,
         manifest_sha256=manifest.digest,
@@ -68,13 +77,8 @@ def make(job: Invitation, site: str, credentials: Credentials, parts: Parts) -> 
             units=plan.units,
             unit=card.unit_column,
         ),
-        spent=Spent(
-            steps=mechanism.steps,
-            epsilon=accounting.epsilon(mechanism, manifest.privacy.delta),
-            delta=manifest.privacy.delta,
-            mechanism=mechanism_to_dict(mechanism),
-            charged={pool: str(amount) for pool, amount in reservation.costs.items()},
-        ),
+        spent=spent,
+        rounds=_rounds(manifest, parts),
         vkey=kernel.certificate_key.vkey,
         log_vkey=kernel.auditlog.key.vkey,
         records={
@@ -85,6 +89,47 @@ def make(job: Invitation, site: str, credentials: Credentials, parts: Parts) -> 
     )
     certificate = credentials.certificate.public_bytes(Encoding.PEM).decode()
     return site_part.seal(statement, proofs, kernel.certificate_key, certificate, credentials.key)
+
+
+def _spent(job_id: str, delta: float, parts: Parts) -> Spent | None:
+    """Return what the ledger has of a job; None where it ended before its first step.
+
+    Raises:
+        JobError: its hold is not settled.
+    """
+    reservation = parts.kernel.budget.reservation(job_id)
+    if reservation.state is ReservationState.ABORTED:
+        return None
+    mechanism = reservation.mechanism
+    if reservation.state is not ReservationState.COMMITTED:
+        raise JobError(f"the budget of {job_id} is {reservation.state}, not settled")
+    if not isinstance(mechanism, PoissonSampledGaussian):
+        raise JobError(f"{job_id} was charged for something else than a federated training")
+    return Spent(
+        steps=mechanism.steps,
+        epsilon=accounting.epsilon(mechanism, delta),
+        delta=delta,
+        mechanism=mechanism_to_dict(mechanism),
+        charged={pool: str(amount) for pool, amount in reservation.costs.items()},
+    )
+
+
+def _rounds(manifest: Manifest, parts: Parts) -> Rounds:
+    """Return the rounds of a job that this home has trained in, as its log has them."""
+    place = {uri: number for number, uri in enumerate(manifest.sites)}
+    starts, participants = set[tuple[int, str]](), set[str]()
+    wanted = {"/action": "federate", "/outcome": "done"} | logged.details(
+        {"job": manifest.id, "step": "round"}
+    )
+    for entry in logged.found(parts, wanted):
+        task = entry["details"]
+        starts.add((int(task["round"]), str(task["weights_sha256"])))
+        participants |= set(task["participants"])
+    return Rounds(
+        trained=bits(number for number, _ in starts),
+        participants=bits(place[uri] for uri in participants),
+        starts_sha256=starts_sha256(starts),
+    )
 
 
 def _withdrawn(job: Invitation) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -21,8 +22,8 @@ from llmos.federations import register, statement
 from llmos.federations.register import FederatedJob
 from llmos.federations.tables import federated_statements
 from llmos.kernel.policy import Action
-from llmos.reports import certificate, federated_certificate, site_part
-from llmos.reports.federated_certificate import MEDIA_TYPE, FederatedFacts
+from llmos.reports import certificate, federated_certificate, federated_rounds, site_part
+from llmos.reports.federated_certificate import MEDIA_TYPE, MEDIA_TYPE_1, FederatedFacts
 from llmos.reports.federated_verification import VerifiedFederation, verify_file
 from llmos.workflows import federated_report, logged
 
@@ -98,7 +99,11 @@ def test_what_everybody_states_is_verified_without_any_home(job: Job, file: Path
         "done",
         "withdrawn",
     ]
-    assert "4 steps, withdrawn; 3 entries of its log proven" in said["site"][2]
+    assert "; published this very model; 2 rounds as it saw them; 4 entries" in said["site"][0]
+    assert (
+        "4 steps, withdrawn; never saw the model; 1 rounds as it saw them; "
+        "3 entries of its log proven"
+    ) in said["site"][2]
     assert not any("secure aggregation" in line for line in said["protected"])  # it was not used
     alone = check(job, reissued(job, file))
     assert "rest on the coordinator's certificate authority" in alone.summary()["site"][0]
@@ -119,8 +124,12 @@ def first(said: dict[str, Any]) -> dict[str, Any]:
     [
         (lambda said: first(said).update(epsilon=0.1), "otherwise about its sites"),
         (lambda said: said["predicate"]["guarantee"].update(epsilon=0.1), "does not follow"),
-        (lambda said: said["predicate"]["rounds"].pop(), "says otherwise"),
-        (lambda said: said["predicate"]["rounds"][0]["sites"].pop(), "says otherwise"),
+        (lambda said: said["predicate"]["rounds"].pop(), "has not the 2 rounds"),
+        (lambda said: said["predicate"]["rounds"][0].update(sites="3"), "says otherwise"),
+        (lambda said: said["predicate"]["rounds"][0].update(sites="1"), "fewer sites"),
+        (lambda said: said["predicate"]["rounds"][0].update(sites="f"), "the job has not"),
+        (lambda said: said["predicate"]["rounds"][0].update(sites="07"), "canonical form"),
+        (lambda said: said["predicate"]["rounds"][0].update(more=1), "canonical form"),
         (lambda said: said["predicate"]["not_protected"].pop(), "conceals"),
         (lambda said: said["predicate"]["protected"].append({}), "does not follow"),
         (lambda said: said["predicate"]["manifest"].update(rounds=1), "another job"),
@@ -155,11 +164,16 @@ def cut(fields: dict[str, Any]) -> None:
     fields["sites"].popitem()
 
 
+def stranger(fields: dict[str, Any]) -> None:
+    fields["sites"]["spiffe://research.example/party/west"] = part_of(fields)
+
+
 @pytest.mark.parametrize(
     ("outside", "why"),
     [
         (swap, "not signed by the key|another party|another site"),
         (cut, "each site that took part"),
+        (stranger, "a site that the job does not name"),
         (lambda fields: part_of(fields)["records"].pop("settle"), "proves the records"),
         (
             lambda fields: part_of(fields)["records"].update(
@@ -224,36 +238,136 @@ def test_keys_of_another_site_another_model_and_a_revoked_site_are_refused(
         verify_file(file.read_bytes(), north)
 
 
+def restated(job: Job, site: str, part: dict[str, Any] | None) -> None:
+    """Let the coordinator have this statement of a site, or none."""
+    kernel, manifest = job.coordinator.kernel, job.signed.manifest
+    with kernel.store.transaction() as conn:
+        if part is None:
+            this = federated_statements.c.site == site
+            conn.execute(federated_statements.delete().where(this))
+        else:
+            register.keep_statement(conn, manifest.id, site, part)
+
+
 def test_without_every_statement_there_is_no_certificate(job: Job, file: Path) -> None:
     kernel, manifest = job.coordinator.kernel, job.signed.manifest
-    stored = register.statements(kernel.store, manifest.id)
-    before = file.read_bytes()
-    this = federated_statements.c.site == manifest.sites[1]
-    with kernel.store.transaction() as conn:
-        conn.execute(federated_statements.delete().where(this))
-    try:
-        with pytest.raises(JobError, match=r"north took part .* has not stated"):
-            job.coordinator.report("notes-federated")
-        assert file.read_bytes() == before
-    finally:
-        with kernel.store.transaction() as conn:
-            register.keep_statement(conn, manifest.id, manifest.sites[1], stored[manifest.sites[1]])
+    north = manifest.sites[1]
+    given = register.statements(kernel.store, manifest.id)[north]
+    payload = json.loads(decode_base64(given["envelope"]["payload"]))
+    before, size = file.read_bytes(), job.coordinator.log.verify()
+    older = rfc8785.dumps(payload | {"type": "llmos.federated-statement/v1"})
+    old = given | {"envelope": {"payload": base64.b64encode(older).decode()}}
+    for part in (None, old):  # an older statement has no list of rounds: the site is asked again
+        restated(job, north, part)
+        try:
+            assert north not in register.statements(kernel.store, manifest.id)
+            with pytest.raises(JobError, match=r"north took part .* has not stated"):
+                job.coordinator.report("notes-federated")
+            assert file.read_bytes() == before
+            assert job.coordinator.log.verify() == size
+        finally:
+            restated(job, north, job.state("north"))
+    assert register.statements(kernel.store, manifest.id)[north]["certificate"]
+    restated(job, north, given)
     with pytest.raises(ModelError, match="its coordinator certifies it"):
         job.sites["east"].report("notes-federated")
 
 
-def test_a_round_that_does_not_follow_is_refused(job: Job, file: Path) -> None:
+def test_a_certificate_of_the_first_version_is_refused(job: Job, file: Path) -> None:
+    first = json.loads(file.read_bytes()) | {"mediaType": MEDIA_TYPE_1}
+    with pytest.raises(VerificationFailed, match="of version 1: its sites did not state"):
+        check(job, rfc8785.dumps(first))
+
+
+def test_a_site_that_was_asked_and_trained_nothing_states_that(
+    tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    with ExitStack() as stack:
+        job = Job(tmp_path, tiny_model_folder, stack=stack, leaver="south", leaves_after=0)
+        job.fields = {"minimum_sites": 2, "aggregation": {"kind": "plain"}}
+        written = job.run().coordinator.report("notes-federated")
+        assert written.certificate is not None
+        data = written.certificate.read_bytes()
+        verified = check(job, data)
+        line = verified.summary()["site"][2]
+        assert line.startswith("south: nothing spent, withdrawn; never saw the model; 0 rounds")
+        facts, given = facts_of(job)
+        south = job.signed.manifest.sites[2]
+        there = [{**row, "sites": list(job.signed.manifest.sites)} for row in facts.rounds]
+        with pytest.raises(VerificationFailed, match="south did not train"):
+            check(job, published(job, replace(facts, rounds=there), given))
+        del given[south]
+        without = {uri: part for uri, part in facts.parts.items() if uri != south}
+        with pytest.raises(VerificationFailed, match="east trained beside south"):
+            check(job, published(job, replace(facts, parts=without), given))
+
+
+def facts_of(job: Job) -> tuple[FederatedFacts, dict[str, dict[str, Any]]]:
+    """Return what an honest coordinator would certify."""
+    system = job.coordinator
+    entry = system.registry.model("notes-federated")
+    return federated_report._facts(entry, record(job), system.who, system.parts)
+
+
+def test_rounds_that_do_not_follow_are_refused(job: Job) -> None:
     """The chain is checked by itself, also where the log's entry fits to it."""
-    facts, given = federated_report._facts(
-        job.coordinator.registry.model("notes-federated"),
-        record(job),
-        job.coordinator.who,
-        job.coordinator.parts,
-    )
-    broken = [dict(row) for row in facts.rounds]
-    broken[1]["weights_before"] = "0" * 64
+    facts, given = facts_of(job)
+    first, second = (dict(row) for row in facts.rounds)
+    gap = [first, second | {"weights_before": "0" * 64}]
     with pytest.raises(VerificationFailed, match="does not start where one ended"):
-        check(job, published(job, replace(facts, rounds=broken), given))
+        check(job, published(job, replace(facts, rounds=gap), given))
+    later = [first | {"weights_before": "0" * 64}, second]  # what another job has learnt
+    with pytest.raises(VerificationFailed, match="does not start from zero"):
+        check(job, published(job, replace(facts, rounds=later), given))
+    swapped = [first | {"weights_after": "0" * 64}, second | {"weights_before": "0" * 64}]
+    with pytest.raises(VerificationFailed, match="east trained from other weights"):
+        check(job, published(job, replace(facts, rounds=swapped), given))
+    south = job.signed.manifest.sites[2]
+    twice = [first, second | {"sites": [*second["sites"], south]}]
+    with pytest.raises(VerificationFailed, match="south did not train in each round"):
+        check(job, published(job, replace(facts, rounds=twice), given))
+
+
+def test_a_site_that_the_model_learnt_from_cannot_be_left_out(job: Job) -> None:
+    facts, given = facts_of(job)
+    south = job.signed.manifest.sites[2]
+    without = replace(
+        facts,
+        rounds=[
+            {**row, "sites": [uri for uri in row["sites"] if uri != south]} for row in facts.rounds
+        ],
+        parts={uri: part for uri, part in facts.parts.items() if uri != south},
+    )
+    del given[south]
+    with pytest.raises(VerificationFailed, match="east trained beside south, whose part is not"):
+        check(job, published(job, without, given))
+
+
+def test_a_model_that_no_site_has_published_is_not_certified(
+    tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    """A coordinator says after the last round that the job failed, and certifies what it likes."""
+    with ExitStack() as stack:
+        job = Job(tmp_path, tiny_model_folder, stack=stack, misled=NAMES).run()
+        facts, given = facts_of(job)
+        assert {part.statement.ended for part in facts.parts.values()} == {"failed"}
+        other = replace(facts, digest="0" * 64)
+        own = {name: system.kernel.public_keys for name, system in job.sites.items()}
+        with pytest.raises(VerificationFailed, match="no site has published the model"):
+            check(job, published(job, other, given), site_keys=own)
+
+
+def test_one_site_that_has_seen_the_model_is_enough(
+    tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    with ExitStack() as stack:
+        job = Job(tmp_path, tiny_model_folder, stack=stack, misled=NAMES[1:]).run()
+        facts, given = facts_of(job)
+        verified = check(job, published(job, facts, given))
+        said = [line.split("; ")[1] for line in verified.summary()["site"]]
+        assert said == ["published this very model", *["never saw the model"] * 2]
+        with pytest.raises(VerificationFailed, match="east has published another model"):
+            check(job, published(job, replace(facts, digest="0" * 64), given))
 
 
 def published(job: Job, facts: FederatedFacts, given: dict[str, dict[str, Any]]) -> bytes:
@@ -264,7 +378,7 @@ def published(job: Job, facts: FederatedFacts, given: dict[str, dict[str, Any]])
         "model": facts.model,
         "digest": facts.digest,
         "weights": facts.rounds[-1]["weights_after"],
-        "rounds_sha256": federated_certificate.rounds_sha256(facts.rounds),
+        "rounds_sha256": federated_rounds.rounds_sha256(facts.rounds),
     }
     with kernel.monitor.act(who, Action.COORDINATE, kernel.home, details=details):
         pass
