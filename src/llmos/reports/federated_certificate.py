@@ -18,7 +18,7 @@ import rfc8785
 
 from llmos.crypto import dsse
 from llmos.crypto.notes import NoteKey
-from llmos.federations.manifest import SignedManifest
+from llmos.federations.manifest import Manifest, SignedManifest
 from llmos.reports import evidence, federated_rounds, federated_scope
 from llmos.reports.certificate import STATEMENT_TYPE
 from llmos.reports.site_part import SitePart
@@ -60,7 +60,7 @@ def statement(facts: FederatedFacts, issuer: str) -> dict[str, Any]:
             "rounds": federated_rounds.chain(facts.rounds, manifest),
             "authority": facts.authority,
             "sites": {uri: site_facts(part) for uri, part in facts.parts.items()},
-            "guarantee": guarantee(facts.parts),
+            "guarantee": guarantee(facts.parts, manifest),
             "protected": federated_scope.protected(manifest),
             "not_protected": list(federated_scope.not_protected(manifest)),
             "records": evidence.pointers(facts.evidence),
@@ -82,16 +82,23 @@ def site_facts(part: SitePart) -> dict[str, Any]:
     }
 
 
-def guarantee(parts: Mapping[str, SitePart]) -> dict[str, Any]:
-    """Return the worst guarantee among the sites' units: that of a person known to one site."""
+def guarantee(parts: Mapping[str, SitePart], manifest: Manifest) -> dict[str, Any]:
+    """Return the worst guarantee among the sites' units: that of a person known to one site.
+
+    For a person whom several know, basic composition adds both epsilon and delta, also of trainings
+    that go on beside each other (Vadhan and Zhang 2023, arXiv:2207.08335). Where the sites share
+    one noise it does not hold: such a person moves one sum several times.
+    """
     spent = [part.statement.spent for part in parts.values() if part.statement.spent is not None]
+    shared = manifest.shared_noise is not None
     return {
         "definition": "(epsilon, delta)-differential privacy of each unit of a site",
         "neighboring": "add-or-remove-one",
         "epsilon": max(one.epsilon for one in spent),
         "delta": max(one.delta for one in spent),
-        "several_sites": "a person whom several sites know: at most the sum of their epsilons",
-        "epsilon_of_all_sites": sum(one.epsilon for one in spent),
+        "several_sites": federated_scope.SEVERAL_SHARED if shared else federated_scope.SEVERAL,
+        "epsilon_of_all_sites": None if shared else sum(one.epsilon for one in spent),
+        "delta_of_all_sites": None if shared else sum(one.delta for one in spent),
     }
 
 

@@ -7,8 +7,15 @@ from typing import Final
 from llmos.engines.federated.session import colluders
 from llmos.federations.manifest import Manifest, Masked
 
+SEVERAL: Final = (
+    "a person whom several sites know: at most the sum of their epsilons at the sum of their deltas"
+)
+SEVERAL_SHARED: Final = (
+    "a person whom several sites know: no bound is stated, it may be more than the sum of their "
+    "epsilons; the sites share one noise, and such a person moves one sum several times"
+)
+
 NOT_PROTECTED: Final = (
-    "A person whose records several sites have: the losses at these sites add up.",
     "The number of a site's units, the class of its data, and how long its rounds take: the "
     "coordinator sees them.",
     "Sites from a coordinator that invents sites: it holds the certificate authority that this "
@@ -34,7 +41,9 @@ SHARED: Final = (
 
 def not_protected(manifest: Manifest) -> tuple[str, ...]:
     """Return what a job leaves open."""
-    return NOT_PROTECTED if manifest.shared_noise is None else (SHARED, *NOT_PROTECTED)
+    if manifest.shared_noise is None:
+        return (f"{SEVERAL[0].upper()}{SEVERAL[1:]}.", *NOT_PROTECTED)
+    return (SHARED, f"{SEVERAL_SHARED[0].upper()}{SEVERAL_SHARED[1:]}.", *NOT_PROTECTED)
 
 
 def protected(manifest: Manifest) -> list[dict[str, str]]:

@@ -68,6 +68,7 @@ class VerifiedFederation:
             "epsilon": guarantee["epsilon"],
             "delta": guarantee["delta"],
             "guarantee": f"{guarantee['definition']}, {guarantee['neighboring']}",
+            "several sites": self._several_sites,
             "rounds": len(self.predicate["rounds"]),
             "site": [self._line(part) for part in self.parts.values()],
             "protected": [
@@ -81,6 +82,14 @@ class VerifiedFederation:
             "log_index": self.log_index,
             "log_size": self.log_size,
         }
+
+    @property
+    def _several_sites(self) -> str:
+        said = self.predicate["guarantee"]
+        text, epsilon = str(said["several_sites"]), said["epsilon_of_all_sites"]
+        if epsilon is None:
+            return text
+        return f"{text}; of all: epsilon {epsilon:.4g} at delta {said['delta_of_all_sites']:.4g}"
 
     def _line(self, part: SitePart) -> str:
         said, spent = part.statement, part.statement.spent
@@ -255,7 +264,7 @@ def _verify_parts(
         uri: federated_certificate.site_facts(part) for uri, part in parts.items()
     }:
         raise VerificationFailed("it says otherwise about its sites than they do themselves")
-    if predicate["guarantee"] != federated_certificate.guarantee(parts):
+    if predicate["guarantee"] != federated_certificate.guarantee(parts, manifest):
         raise VerificationFailed("its guarantee does not follow from its sites' parts")
     return parts
 

@@ -21,7 +21,9 @@ from llmos.errors import JobError, ModelError, VerificationFailed
 from llmos.federations import register, statement
 from llmos.federations.register import FederatedJob
 from llmos.federations.tables import federated_statements
+from llmos.kernel import accounting
 from llmos.kernel.policy import Action
+from llmos.privacy import PoissonSampledGaussian
 from llmos.reports import certificate, federated_certificate, federated_rounds, site_part
 from llmos.reports.federated_certificate import MEDIA_TYPE, MEDIA_TYPE_1, FederatedFacts
 from llmos.reports.federated_verification import VerifiedFederation, verify_file
@@ -396,9 +398,31 @@ def published(job: Job, facts: FederatedFacts, given: dict[str, dict[str, Any]])
     return federated_certificate.bundle(envelope, proof, facts, given)
 
 
+def test_losses_of_a_person_at_several_sites_add_up_with_their_deltas(job: Job, file: Path) -> None:
+    verified = check(job, file.read_bytes())
+    guarantee = verified.predicate["guarantee"]
+    spent = [part.statement.spent for part in verified.parts.values()]
+    assert guarantee["epsilon_of_all_sites"] == sum(one.epsilon for one in spent if one)
+    assert guarantee["delta_of_all_sites"] == 3 * job.signed.manifest.privacy.delta  # type: ignore[union-attr]
+    assert verified.summary()["several sites"].endswith("at delta 3e-05")
+    assert "the sum of their epsilons at the sum of their deltas" in (
+        file.with_name("notes-federated.report.html").read_text()
+    )
+
+
+def test_under_shared_noise_a_person_at_several_sites_loses_more_than_the_sum() -> None:
+    """One step of the Gaussian mechanism: k records move the one sum k times as far."""
+    one = PoissonSampledGaussian(sampling_probability=1.0, noise_multiplier=1.0, steps=1)
+    three = replace(one, noise_multiplier=1.0 / 3)
+    each = accounting.epsilon(one, 1e-5)
+    assert each == pytest.approx(4.38, abs=0.01)
+    assert accounting.epsilon(three, 3e-5) > 3 * each + 2
+
+
 def test_shared_noise_is_charged_and_said(tmp_path: Path, tiny_model_folder: Path) -> None:
     with ExitStack() as stack:
-        job = Job(tmp_path, tiny_model_folder, stack=stack, fields=SHARED).run()
+        fields = SHARED | {"privacy": SHARED["privacy"] | {"epsilon": 4.0}}  # of 18 units too
+        job = Job(tmp_path, tiny_model_folder, stack=stack, fields=fields).run()
         written = job.coordinator.report("notes-federated")
         assert written.certificate is not None
         verified = check(job, written.certificate.read_bytes())
@@ -411,6 +435,12 @@ def test_shared_noise_is_charged_and_said(tmp_path: Path, tiny_model_folder: Pat
         envelope = json.loads(written.certificate.read_bytes())["envelope"]
         predicate = json.loads(decode_base64(envelope["payload"]))["predicate"]
         assert "invents sites: then a sum has less noise" in predicate["not_protected"][0]
+        assert "no bound is stated, it may be more than the sum" in said["several sites"]
+        assert predicate["guarantee"]["epsilon_of_all_sites"] is None
+        assert "A person whom several sites know: no bound" in predicate["not_protected"][1]
+        assert (
+            written.page.read_text().count("no bound is stated, it may be more than the sum") == 2
+        )
         # a site that charges for more noise than there is
         uri, system = job.signed.manifest.sites[0], job.sites["east"]
         part = register.statements(job.coordinator.kernel.store, job.signed.manifest.id)[uri]
