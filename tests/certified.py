@@ -40,6 +40,9 @@ from llmos.workflows import (
 from llmos.workflows.federated_round import Task
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from llmos.kernel.identity import Principal
     from llmos.models.lora import LoraAdapter
     from llmos.system import System
 
@@ -127,12 +130,7 @@ class Job:
             details={"manifest_sha256": manifest.digest, "purpose": manifest.purpose},
         ) as grant:
             rounds = self.leaves_after if left else manifest.rounds
-            for number in range(rounds):
-                details = {"step": "round", **self.task(number).to_dict()}
-                with kernel.monitor.act(
-                    asks, Action.FEDERATE, card.resource, details=details, context=context
-                ):
-                    pass
+            self._train(system, asks, rounds)
             if rounds:
                 grant.progress(manifest.local.steps * rounds)
             details = {"step": "publish", "job": job_id, "digest": DIGEST}
@@ -149,6 +147,15 @@ class Job:
                     conn, job_id, InvitationState.APPROVED, state=state, plan=plan.text
                 )
         return self.state(name)
+
+    def _train(self, system: System, asks: Principal, rounds: int) -> None:
+        """Record rounds as `ResidentTrainer.train` does, but all in one transaction."""
+        kernel, card = system.kernel, system.datasets.card("notes")
+        entry = {"actor": asks.name, "action": "federate", "resource": str(card.resource)}
+        with kernel.store.transaction() as conn:
+            for number in range(rounds):
+                details = {"step": "round", **self.task(number).to_dict()}
+                kernel.auditlog.append(conn, entry | {"outcome": "done", "details": details})
 
     def task(self, number: int) -> Task:
         """Return what the coordinator asks in a round."""
@@ -175,20 +182,8 @@ class Job:
         proposed = {"propose": manifest.id, "manifest_sha256": manifest.digest}
         with act(who, Action.COORDINATE, kernel.home, details=proposed) as conn:
             register.propose(conn, self.signed, who.name, None)
-        for number in range(manifest.rounds):
-            task = self.task(number)
-            stay = [uri for uri in manifest.sites if self.stays(uri, number)]
-            facts = {
-                "sites": stay,
-                "attempts": 1,
-                "seconds": 1.5,
-                "bytes_up": dict.fromkeys(stay, 1000),
-                "task_sha256": hashlib.sha256(rfc8785.dumps(task.to_dict())).hexdigest(),
-                "weights_before": task.weights_sha256,
-                "weights_after": weights_after(number + 1, manifest.parameters),
-            }
-            with kernel.store.transaction() as conn:
-                register.keep_round(conn, manifest.id, number, f"object-{number}", facts)
+        with kernel.store.transaction() as conn:
+            self._keep_rounds(conn)
         rounds = register.rounds(kernel.store, manifest.id)
         published = {
             "job": manifest.id,
@@ -206,6 +201,22 @@ class Job:
             for uri, part in parts.items():
                 register.keep_answer(conn, manifest.id, uri, self.answer(uri))
                 register.keep_statement(conn, manifest.id, uri, part)
+
+    def _keep_rounds(self, conn: Connection) -> None:
+        manifest = self.signed.manifest
+        for number in range(manifest.rounds):
+            task = self.task(number)
+            stay = [uri for uri in manifest.sites if self.stays(uri, number)]
+            facts = {
+                "sites": stay,
+                "attempts": 1,
+                "seconds": 1.5,
+                "bytes_up": dict.fromkeys(stay, 1000),
+                "task_sha256": hashlib.sha256(rfc8785.dumps(task.to_dict())).hexdigest(),
+                "weights_before": task.weights_sha256,
+                "weights_after": weights_after(number + 1, manifest.parameters),
+            }
+            register.keep_round(conn, manifest.id, number, f"object-{number}", facts)
 
     def answer(self, uri: str) -> dict[str, Any]:
         """Let a site say yes, as its agent does; the one that left says no."""

@@ -18,6 +18,7 @@ import rfc8785
 
 from llmos.crypto import dsse
 from llmos.crypto.notes import NoteKey
+from llmos.errors import ModelError
 from llmos.federations.manifest import Manifest, SignedManifest
 from llmos.reports import evidence, federated_rounds, federated_scope
 from llmos.reports.certificate import STATEMENT_TYPE
@@ -27,6 +28,12 @@ from llmos.transparency.proofs import LogProof
 PREDICATE_TYPE: Final = "https://llmos.dev/federated-certificate/v2"
 MEDIA_TYPE: Final = "application/vnd.llmos.federated-certificate.v2+json"
 MEDIA_TYPE_1: Final = "application/vnd.llmos.federated-certificate.v1+json"
+# A manifest has at most 10,000 rounds and 1,000 sites. A round takes 300 bytes, and 250 for a bit
+# of each site; the envelope's base64 makes 7.4 MB of all. A site's part takes 12 kB, its bits 3.7
+# kB more, what the predicate says of it 0.5 kB: 16 MB of all. So 24 MB, and more than as much again
+# for longer names, and for larger logs: a proof grows by 47 bytes as a log doubles.
+LARGEST_BYTES: Final = 1 << 26
+_LARGEST_PROOF_BYTES: Final = 1 << 16  # of the certificate's own log entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,27 +114,36 @@ def seal(facts: FederatedFacts, key: NoteKey) -> dict[str, Any]:
     return dsse.sign(rfc8785.dumps(statement(facts, key.name)), dsse.IN_TOTO, key)
 
 
-def bundle(
-    envelope: Mapping[str, Any],
-    proof: LogProof,
-    facts: FederatedFacts,
-    parts: Mapping[str, Mapping[str, Any]],
-) -> bytes:
-    """Return the certificate file: canonical JSON of all signed parts and proofs.
+def contents(
+    envelope: Mapping[str, Any], facts: FederatedFacts, parts: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return what a certificate's file has beside the proof that it is in its own log.
 
     Args:
         envelope: what `seal` returned.
-        proof: that the certificate itself is in the coordinator's log.
         facts: what it says.
         parts: the sites' parts as they sent them.
+
+    Raises:
+        ModelError: no file may be so large.
     """
-    return rfc8785.dumps(
-        {
-            "mediaType": MEDIA_TYPE,
-            "envelope": dict(envelope),
-            "log_proof": proof.to_dict(),
-            "manifest": facts.signed.envelope,
-            "records": {name: record.to_dict() for name, record in facts.evidence.items()},
-            "sites": {uri: dict(part) for uri, part in parts.items()},
-        }
-    )
+    fields = {
+        "mediaType": MEDIA_TYPE,
+        "envelope": dict(envelope),
+        "manifest": facts.signed.envelope,
+        "records": {name: record.to_dict() for name, record in facts.evidence.items()},
+        "sites": {uri: dict(part) for uri, part in parts.items()},
+    }
+    size = len(rfc8785.dumps(fields))
+    if size > LARGEST_BYTES - _LARGEST_PROOF_BYTES:
+        raise ModelError(
+            f"the certificate of {facts.model} would have {size:,} bytes, and at most "
+            f"{LARGEST_BYTES - _LARGEST_PROOF_BYTES:,} are read",
+            hint="train by jobs of fewer rounds or sites",
+        )
+    return fields
+
+
+def bundle(fields: Mapping[str, Any], proof: LogProof) -> bytes:
+    """Return the certificate file: `contents` and the proof of its log entry, canonical JSON."""
+    return rfc8785.dumps({**fields, "log_proof": proof.to_dict()})

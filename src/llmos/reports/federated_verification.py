@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from llmos.crypto import dsse
-from llmos.crypto.notes import Verifier
+from llmos.crypto.notes import Verifier, decode_base64
 from llmos.errors import LlmosError, VerificationFailed
 from llmos.federations.manifest import Manifest, open_manifest, parse
 from llmos.federations.statement import numbers
@@ -30,13 +30,18 @@ from llmos.reports import (
 from llmos.reports.bundle import read_json, read_proof
 from llmos.reports.certificate import DIGEST_FIELD, STATEMENT_TYPE
 from llmos.reports.evidence import found_at
-from llmos.reports.federated_certificate import MEDIA_TYPE, MEDIA_TYPE_1, PREDICATE_TYPE
+from llmos.reports.federated_certificate import (
+    LARGEST_BYTES,
+    MEDIA_TYPE,
+    MEDIA_TYPE_1,
+    PREDICATE_TYPE,
+)
 from llmos.reports.federated_rounds import Round
 from llmos.reports.site_part import SitePart
 from llmos.transparency.proofs import LogProof, verify_proof
 from llmos.transparency.public_keys import read_public_keys
 
-_FIELDS: Final = {"mediaType", "envelope", "log_proof", "manifest", "records", "sites"}
+_FIELDS: Final = {"mediaType", "envelope", "manifest", "records", "sites"}  # and the log's proof
 _PREDICATE: Final = {
     "issued_at", "issuer", "issued_by", "manifest", "manifest_sha256", "rounds", "authority",
     "sites", "guarantee", "protected", "not_protected", "records",
@@ -45,18 +50,18 @@ _PREDICATE: Final = {
 
 @dataclass(frozen=True, slots=True)
 class VerifiedFederation:
-    """A federated certificate after every check."""
+    """A federated certificate after every check; before it is logged nothing is said of its log."""
 
     model: str
     digest: str
-    model_checked: bool
     predicate: Mapping[str, Any]
     rounds: Sequence[Round]
     parts: Mapping[str, SitePart]
     compared: frozenset[str]  # names of the sites whose own keys were at hand
-    log: str
-    log_index: int
-    log_size: int
+    model_checked: bool = False
+    log: str = ""
+    log_index: int = 0
+    log_size: int = 0
 
     def summary(self) -> dict[str, Any]:
         """Return what a person or a program wants to see first."""
@@ -129,8 +134,35 @@ def verify_file(
     Raises:
         VerificationFailed: a check failed; the message says which.
     """
+    _, log_key = read_public_keys(public_keys)
+    fields = read_json(data, "the certificate", LARGEST_BYTES)
+    proof = read_proof(fields.pop("log_proof", None))
+    found = examine(fields, public_keys, site_keys=site_keys)
+    payload = decode_base64(fields["envelope"]["payload"])
+    _check_entry(verify_proof(proof, log_key), payload, found)
+    if model_digest is not None and model_digest != found.digest:
+        raise VerificationFailed(
+            f"the model at hand has SHA-256 {model_digest}, the certified one {found.digest}",
+            hint="the certificate belongs to another model, or the model's files were changed",
+        )
+    return replace(
+        found,
+        model_checked=model_digest is not None,
+        log=log_key.name,
+        log_index=proof.index,
+        log_size=proof.size,
+    )
+
+
+def examine(
+    fields: Mapping[str, Any], public_keys: str, *, site_keys: Mapping[str, str] | None = None
+) -> VerifiedFederation:
+    """Check all of a certificate's file but that it is in its own log.
+
+    Raises:
+        VerificationFailed: a check failed; the message says which.
+    """
     certificate_key, log_key = read_public_keys(public_keys)
-    fields = read_json(data, "the certificate")
     if fields.get("mediaType") == MEDIA_TYPE_1:
         raise VerificationFailed(
             "this certificate is of version 1: its sites did not state their rounds",
@@ -139,13 +171,10 @@ def verify_file(
     if fields.get("mediaType") != MEDIA_TYPE or set(fields) != _FIELDS:
         raise VerificationFailed("this is not a federated certificate, or it has other fields")
     payload = dsse.open_envelope(fields["envelope"], certificate_key, payload_type=dsse.IN_TOTO)
-    proof = read_proof(fields["log_proof"])
-    entry = verify_proof(proof, log_key)
     try:
-        statement = read_json(payload, "the signed statement")
+        statement = read_json(payload, "the signed statement", LARGEST_BYTES)
         predicate = statement["predicate"]
         model, digest = _subject(statement, predicate, certificate_key.name)
-        _check_entry(entry, payload, model, predicate["issued_by"])
         manifest = open_manifest(fields["manifest"], certificate_key).manifest
         _check_manifest(predicate, manifest)
         records = {name: read_proof(record) for name, record in fields["records"].items()}
@@ -158,23 +187,7 @@ def verify_file(
         raise
     except (KeyError, TypeError, ValueError, AttributeError, LlmosError) as error:
         raise VerificationFailed(f"the certificate lacks or misuses a field: {error}") from error
-    if model_digest is not None and model_digest != digest:
-        raise VerificationFailed(
-            f"the model at hand has SHA-256 {model_digest}, the certified one {digest}",
-            hint="the certificate belongs to another model, or the model's files were changed",
-        )
-    return VerifiedFederation(
-        model=model,
-        digest=digest,
-        model_checked=model_digest is not None,
-        predicate=predicate,
-        rounds=rounds,
-        parts=parts,
-        compared=compared,
-        log=log_key.name,
-        log_index=proof.index,
-        log_size=proof.size,
-    )
+    return VerifiedFederation(model, digest, predicate, rounds, parts, compared)
 
 
 def _subject(
@@ -190,12 +203,12 @@ def _subject(
     return str(subject["name"]), str(subject["digest"]["sha256"])
 
 
-def _check_entry(entry: Mapping[str, Any], payload: bytes, model: str, actor: str) -> None:
+def _check_entry(entry: Mapping[str, Any], payload: bytes, found: VerifiedFederation) -> None:
     expected = {
         "/action": "report",
         "/outcome": "done",
-        "/actor": actor,
-        "/resource": f"Model::{model}",
+        "/actor": found.predicate["issued_by"],
+        "/resource": f"Model::{found.model}",
         f"/details/{DIGEST_FIELD}": hashlib.sha256(payload).hexdigest(),
     }
     if any(found_at(entry, place) != value for place, value in expected.items()):

@@ -38,6 +38,7 @@ def run(
     Raises:
         ModelError: another home coordinated its training, or it has no guarantee.
         JobError: a site that took part has not stated yet what it spent.
+        VerificationFailed: the sites have stated what the coordinator's rounds do not say.
     """
     kernel = parts.kernel
     if "sites" not in entry.card:
@@ -51,13 +52,16 @@ def run(
     facts, given = _facts(entry, job, who, parts)
     folder = folder or kernel.config.home / "reports"
     keys, path = folder / "home.pub", folder / f"{entry.name}.certificate.json"
-    outputs.write(keys, kernel.public_keys.encode())
     envelope = federated_certificate.seal(facts, kernel.certificate_key)
+    fields = federated_certificate.contents(envelope, facts, given)
+    # before the log has it: an entry of a certificate that nobody can verify would stay for ever
+    federated_verification.examine(fields, kernel.public_keys)
+    outputs.write(keys, kernel.public_keys.encode())
     details = certificate.log_details(envelope)
     with kernel.monitor.act(who, Action.REPORT, entry.resource, details=details, context={}):
         pass
     own = logged.prove(parts, {"own": {"/action": "report", **logged.details(details)}})["own"]
-    data = federated_certificate.bundle(envelope, own, facts, given)
+    data = federated_certificate.bundle(fields, own)
     verified = federated_verification.verify_file(
         data, kernel.public_keys, model_digest=entry.digest
     )
@@ -87,7 +91,14 @@ def _facts(
     coordinate = {"/action": "coordinate", "/outcome": "done"}
     wanted = {
         "propose": coordinate | logged.details({"propose": job.id}),
-        "publish": coordinate | logged.details({"job": job.id, "model": entry.name}),
+        "publish": coordinate
+        | logged.details(
+            {
+                "job": job.id,
+                "digest": entry.digest,
+                "rounds_sha256": federated_rounds.rounds_sha256(rounds),
+            }
+        ),
     }
     facts = FederatedFacts(
         issued_at=now(),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -13,74 +12,17 @@ from typing import Any
 import pytest
 import rfc8785
 from tests.certified import DIGEST, NAMES, Job
+from tests.coordinators import Change, check, reissued, restated
 from tests.unit.federations.test_manifest import SHARED
 
-from llmos.crypto import dsse
 from llmos.crypto.notes import decode_base64
 from llmos.errors import JobError, ModelError, VerificationFailed
 from llmos.federations import register, statement
-from llmos.federations.register import FederatedJob
-from llmos.federations.tables import federated_statements
 from llmos.kernel import accounting
-from llmos.kernel.policy import Action
 from llmos.privacy import PoissonSampledGaussian
-from llmos.reports import certificate, federated_certificate, federated_rounds, site_part
-from llmos.reports.federated_certificate import MEDIA_TYPE, MEDIA_TYPE_1, FederatedFacts
-from llmos.reports.federated_verification import VerifiedFederation, verify_file
-from llmos.workflows import federated_report, logged
-
-Change = Callable[[dict[str, Any]], object]
-
-
-@pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Iterator[Job]:
-    """Return a job of three sites, one of which withdrew after the first round."""
-    with ExitStack() as stack:
-        folder = tmp_path_factory.mktemp("certified")
-        made = Job(folder, tiny_model_folder, stack=stack, leaver="south")
-        made.fields = {"minimum_sites": 2, "aggregation": {"kind": "plain"}}
-        yield made.run()
-
-
-@pytest.fixture(scope="module")
-def file(job: Job) -> Path:
-    """Certify the model."""
-    written = job.coordinator.report("notes-federated")
-    assert written.certificate is not None
-    assert written.page.read_text().count("<td>done</td>") == 2
-    return written.certificate
-
-
-def keys(job: Job) -> str:
-    return job.coordinator.kernel.public_keys
-
-
-def check(job: Job, data: bytes, **options: Any) -> VerifiedFederation:
-    return verify_file(data, keys(job), **options)
-
-
-def record(job: Job) -> FederatedJob:
-    return register.job(job.coordinator.kernel.store, job.signed.manifest.id)
-
-
-def reissued(
-    job: Job, file: Path, change: Change = lambda _: None, outside: Change = lambda _: None
-) -> bytes:
-    """Let the coordinator change what it says, and sign, log and prove it as if it were true."""
-    kernel, who = job.coordinator.kernel, job.coordinator.who
-    fields = json.loads(file.read_bytes())
-    said = json.loads(decode_base64(fields["envelope"]["payload"]))
-    change(said)
-    envelope = dsse.sign(rfc8785.dumps(said), dsse.IN_TOTO, kernel.certificate_key)
-    details = certificate.log_details(envelope)
-    resource = job.coordinator.registry.model("notes-federated").resource
-    with kernel.monitor.act(who, Action.REPORT, resource, details=details, context={}):
-        pass
-    wanted = {"own": {"/action": "report", **logged.details(details)}}
-    proof = logged.prove(job.coordinator.parts, wanted)["own"]
-    fields |= {"envelope": envelope, "log_proof": proof.to_dict()}
-    outside(fields)
-    return rfc8785.dumps(fields)
+from llmos.reports import site_part
+from llmos.reports.federated_certificate import MEDIA_TYPE_1
+from llmos.reports.federated_verification import verify_file
 
 
 def test_what_everybody_states_is_verified_without_any_home(job: Job, file: Path) -> None:
@@ -152,80 +94,6 @@ def test_a_coordinator_that_signs_and_logs_a_lie_is_refused(
         check(job, reissued(job, file, change))
 
 
-def part_of(fields: dict[str, Any], number: int = 0) -> dict[str, Any]:
-    part: dict[str, Any] = list(fields["sites"].values())[number]
-    return part
-
-
-def swap(fields: dict[str, Any]) -> None:
-    east, north, _ = fields["sites"]
-    fields["sites"][east], fields["sites"][north] = fields["sites"][north], fields["sites"][east]
-
-
-def cut(fields: dict[str, Any]) -> None:
-    fields["sites"].popitem()
-
-
-def stranger(fields: dict[str, Any]) -> None:
-    fields["sites"]["spiffe://research.example/party/west"] = part_of(fields)
-
-
-@pytest.mark.parametrize(
-    ("outside", "why"),
-    [
-        (swap, "not signed by the key|another party|another site"),
-        (cut, "each site that took part"),
-        (stranger, "a site that the job does not name"),
-        (lambda fields: part_of(fields)["records"].pop("settle"), "proves the records"),
-        (
-            lambda fields: part_of(fields)["records"].update(
-                settle=part_of(fields, 1)["records"]["settle"]
-            ),
-            "other log entries",
-        ),
-        (lambda fields: part_of(fields).update(signature="AAAA"), "not signed by the key"),
-        (lambda fields: part_of(fields).update(more=1), "other fields"),
-        (
-            lambda fields: part_of(fields).update(certificate=part_of(fields, 1)["certificate"]),
-            "another party",
-        ),
-        (lambda fields: part_of(fields).update(certificate="none"), "cannot be read"),
-        (lambda fields: fields["records"].pop("propose"), "other log entries"),
-        (lambda fields: fields.update(mediaType=f"{MEDIA_TYPE}x"), "not a federated"),
-    ],
-)
-def test_parts_of_other_sites_and_missing_ones_are_refused(
-    job: Job, file: Path, outside: Change, why: str
-) -> None:
-    with pytest.raises(VerificationFailed, match=why):
-        check(job, reissued(job, file, outside=outside))
-
-
-@pytest.mark.parametrize(
-    ("fields", "why"),
-    [
-        ({"epsilon": 0.5}, "its mechanism gives"),
-        ({"steps": 4}, "not the steps"),
-        ({"delta": 1e-3}, "more than the job asked for"),
-        ({"charged": {"notes": "1"}}, "'settle' says otherwise"),
-    ],
-)
-def test_a_site_that_states_less_than_it_has_run_is_refused(
-    job: Job, fields: dict[str, Any], why: str
-) -> None:
-    kernel, manifest = job.sites["east"].kernel, job.signed.manifest
-    stored = register.statements(job.coordinator.kernel.store, manifest.id)
-    uri = manifest.sites[0]
-    payload = json.loads(decode_base64(stored[uri]["envelope"]["payload"]))
-    payload["spent"] |= fields
-    said = statement.parse(payload)
-    pem = stored[uri]["certificate"]
-    lie = site_part.seal(said, {}, kernel.certificate_key, pem, job.credentials["east"].key)
-    anchor = job.coordinator.parties.bundle()
-    with pytest.raises(VerificationFailed, match=f"^east: .*{why}"):
-        site_part.verify(lie | {"records": stored[uri]["records"]}, uri, (anchor,), manifest)
-
-
 def test_keys_of_another_site_another_model_and_a_revoked_site_are_refused(
     job: Job, file: Path
 ) -> None:
@@ -238,17 +106,6 @@ def test_keys_of_another_site_another_model_and_a_revoked_site_are_refused(
         check(job, file.read_bytes(), model_digest="0" * 64)
     with pytest.raises(VerificationFailed):
         verify_file(file.read_bytes(), north)
-
-
-def restated(job: Job, site: str, part: dict[str, Any] | None) -> None:
-    """Let the coordinator have this statement of a site, or none."""
-    kernel, manifest = job.coordinator.kernel, job.signed.manifest
-    with kernel.store.transaction() as conn:
-        if part is None:
-            this = federated_statements.c.site == site
-            conn.execute(federated_statements.delete().where(this))
-        else:
-            register.keep_statement(conn, manifest.id, site, part)
 
 
 def test_without_every_statement_there_is_no_certificate(job: Job, file: Path) -> None:
@@ -279,123 +136,6 @@ def test_a_certificate_of_the_first_version_is_refused(job: Job, file: Path) -> 
     first = json.loads(file.read_bytes()) | {"mediaType": MEDIA_TYPE_1}
     with pytest.raises(VerificationFailed, match="of version 1: its sites did not state"):
         check(job, rfc8785.dumps(first))
-
-
-def test_a_site_that_was_asked_and_trained_nothing_states_that(
-    tmp_path: Path, tiny_model_folder: Path
-) -> None:
-    with ExitStack() as stack:
-        job = Job(tmp_path, tiny_model_folder, stack=stack, leaver="south", leaves_after=0)
-        job.fields = {"minimum_sites": 2, "aggregation": {"kind": "plain"}}
-        written = job.run().coordinator.report("notes-federated")
-        assert written.certificate is not None
-        data = written.certificate.read_bytes()
-        verified = check(job, data)
-        line = verified.summary()["site"][2]
-        assert line.startswith("south: nothing spent, withdrawn; never saw the model; 0 rounds")
-        facts, given = facts_of(job)
-        south = job.signed.manifest.sites[2]
-        there = [{**row, "sites": list(job.signed.manifest.sites)} for row in facts.rounds]
-        with pytest.raises(VerificationFailed, match="south did not train"):
-            check(job, published(job, replace(facts, rounds=there), given))
-        del given[south]
-        without = {uri: part for uri, part in facts.parts.items() if uri != south}
-        with pytest.raises(VerificationFailed, match="east trained beside south"):
-            check(job, published(job, replace(facts, parts=without), given))
-
-
-def facts_of(job: Job) -> tuple[FederatedFacts, dict[str, dict[str, Any]]]:
-    """Return what an honest coordinator would certify."""
-    system = job.coordinator
-    entry = system.registry.model("notes-federated")
-    return federated_report._facts(entry, record(job), system.who, system.parts)
-
-
-def test_rounds_that_do_not_follow_are_refused(job: Job) -> None:
-    """The chain is checked by itself, also where the log's entry fits to it."""
-    facts, given = facts_of(job)
-    first, second = (dict(row) for row in facts.rounds)
-    gap = [first, second | {"weights_before": "0" * 64}]
-    with pytest.raises(VerificationFailed, match="does not start where one ended"):
-        check(job, published(job, replace(facts, rounds=gap), given))
-    later = [first | {"weights_before": "0" * 64}, second]  # what another job has learnt
-    with pytest.raises(VerificationFailed, match="does not start from zero"):
-        check(job, published(job, replace(facts, rounds=later), given))
-    swapped = [first | {"weights_after": "0" * 64}, second | {"weights_before": "0" * 64}]
-    with pytest.raises(VerificationFailed, match="east trained from other weights"):
-        check(job, published(job, replace(facts, rounds=swapped), given))
-    south = job.signed.manifest.sites[2]
-    twice = [first, second | {"sites": [*second["sites"], south]}]
-    with pytest.raises(VerificationFailed, match="south did not train in each round"):
-        check(job, published(job, replace(facts, rounds=twice), given))
-
-
-def test_a_site_that_the_model_learnt_from_cannot_be_left_out(job: Job) -> None:
-    facts, given = facts_of(job)
-    south = job.signed.manifest.sites[2]
-    without = replace(
-        facts,
-        rounds=[
-            {**row, "sites": [uri for uri in row["sites"] if uri != south]} for row in facts.rounds
-        ],
-        parts={uri: part for uri, part in facts.parts.items() if uri != south},
-    )
-    del given[south]
-    with pytest.raises(VerificationFailed, match="east trained beside south, whose part is not"):
-        check(job, published(job, without, given))
-
-
-def test_a_model_that_no_site_has_published_is_not_certified(
-    tmp_path: Path, tiny_model_folder: Path
-) -> None:
-    """A coordinator says after the last round that the job failed, and certifies what it likes."""
-    with ExitStack() as stack:
-        job = Job(tmp_path, tiny_model_folder, stack=stack, misled=NAMES).run()
-        facts, given = facts_of(job)
-        assert {part.statement.ended for part in facts.parts.values()} == {"failed"}
-        other = replace(facts, digest="0" * 64)
-        own = {name: system.kernel.public_keys for name, system in job.sites.items()}
-        with pytest.raises(VerificationFailed, match="no site has published the model"):
-            check(job, published(job, other, given), site_keys=own)
-
-
-def test_one_site_that_has_seen_the_model_is_enough(
-    tmp_path: Path, tiny_model_folder: Path
-) -> None:
-    with ExitStack() as stack:
-        job = Job(tmp_path, tiny_model_folder, stack=stack, misled=NAMES[1:]).run()
-        facts, given = facts_of(job)
-        verified = check(job, published(job, facts, given))
-        said = [line.split("; ")[1] for line in verified.summary()["site"]]
-        assert said == ["published this very model", *["never saw the model"] * 2]
-        with pytest.raises(VerificationFailed, match="east has published another model"):
-            check(job, published(job, replace(facts, digest="0" * 64), given))
-
-
-def published(job: Job, facts: FederatedFacts, given: dict[str, dict[str, Any]]) -> bytes:
-    """Log other facts as if they had been published, and certify them."""
-    kernel, who = job.coordinator.kernel, job.coordinator.who
-    details = {
-        "job": facts.signed.manifest.id,
-        "model": facts.model,
-        "digest": facts.digest,
-        "weights": facts.rounds[-1]["weights_after"],
-        "rounds_sha256": federated_rounds.rounds_sha256(facts.rounds),
-    }
-    with kernel.monitor.act(who, Action.COORDINATE, kernel.home, details=details):
-        pass
-    wanted = {"publish": {"/action": "coordinate", **logged.details(details)}}
-    proofs = dict(facts.evidence) | logged.prove(job.coordinator.parts, wanted)
-    facts = replace(facts, evidence=proofs)
-    envelope = federated_certificate.seal(facts, kernel.certificate_key)
-    own = certificate.log_details(envelope)
-    resource = job.coordinator.registry.model("notes-federated").resource
-    with kernel.monitor.act(who, Action.REPORT, resource, details=own, context={}):
-        pass
-    proof = logged.prove(
-        job.coordinator.parts, {"own": {"/action": "report", **logged.details(own)}}
-    )["own"]
-    return federated_certificate.bundle(envelope, proof, facts, given)
 
 
 def test_losses_of_a_person_at_several_sites_add_up_with_their_deltas(job: Job, file: Path) -> None:

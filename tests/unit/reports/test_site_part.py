@@ -1,0 +1,116 @@
+"""A site speaks for itself, by its own keys and log, and for nobody else."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.certified import Job
+from tests.coordinators import Change, check, facts_of, published, reissued
+
+from llmos.crypto.notes import decode_base64
+from llmos.errors import VerificationFailed
+from llmos.federations import register, statement
+from llmos.reports import site_part
+from llmos.reports.federated_certificate import MEDIA_TYPE
+
+
+def part_of(fields: dict[str, Any], number: int = 0) -> dict[str, Any]:
+    part: dict[str, Any] = list(fields["sites"].values())[number]
+    return part
+
+
+def swap(fields: dict[str, Any]) -> None:
+    east, north, _ = fields["sites"]
+    fields["sites"][east], fields["sites"][north] = fields["sites"][north], fields["sites"][east]
+
+
+def cut(fields: dict[str, Any]) -> None:
+    fields["sites"].popitem()
+
+
+def stranger(fields: dict[str, Any]) -> None:
+    fields["sites"]["spiffe://research.example/party/west"] = part_of(fields)
+
+
+@pytest.mark.parametrize(
+    ("outside", "why"),
+    [
+        (swap, "not signed by the key|another party|another site"),
+        (cut, "each site that took part"),
+        (stranger, "a site that the job does not name"),
+        (lambda fields: part_of(fields)["records"].pop("settle"), "proves the records"),
+        (
+            lambda fields: part_of(fields)["records"].update(
+                settle=part_of(fields, 1)["records"]["settle"]
+            ),
+            "other log entries",
+        ),
+        (lambda fields: part_of(fields).update(signature="AAAA"), "not signed by the key"),
+        (lambda fields: part_of(fields).update(more=1), "other fields"),
+        (
+            lambda fields: part_of(fields).update(certificate=part_of(fields, 1)["certificate"]),
+            "another party",
+        ),
+        (lambda fields: part_of(fields).update(certificate="none"), "cannot be read"),
+        (lambda fields: fields["records"].pop("propose"), "other log entries"),
+        (lambda fields: fields.update(mediaType=f"{MEDIA_TYPE}x"), "not a federated"),
+    ],
+)
+def test_parts_of_other_sites_and_missing_ones_are_refused(
+    job: Job, file: Path, outside: Change, why: str
+) -> None:
+    with pytest.raises(VerificationFailed, match=why):
+        check(job, reissued(job, file, outside=outside))
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"epsilon": 0.5}, "its mechanism gives"),
+        ({"steps": 4}, "not the steps"),
+        ({"delta": 1e-3}, "more than the job asked for"),
+        ({"charged": {"notes": "1"}}, "'settle' says otherwise"),
+    ],
+)
+def test_a_site_that_states_less_than_it_has_run_is_refused(
+    job: Job, fields: dict[str, Any], why: str
+) -> None:
+    kernel, manifest = job.sites["east"].kernel, job.signed.manifest
+    stored = register.statements(job.coordinator.kernel.store, manifest.id)
+    uri = manifest.sites[0]
+    payload = json.loads(decode_base64(stored[uri]["envelope"]["payload"]))
+    payload["spent"] |= fields
+    said = statement.parse(payload)
+    pem = stored[uri]["certificate"]
+    lie = site_part.seal(said, {}, kernel.certificate_key, pem, job.credentials["east"].key)
+    anchor = job.coordinator.parties.bundle()
+    with pytest.raises(VerificationFailed, match=f"^east: .*{why}"):
+        site_part.verify(lie | {"records": stored[uri]["records"]}, uri, (anchor,), manifest)
+
+
+def test_a_site_that_was_asked_and_trained_nothing_states_that(
+    tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    with ExitStack() as stack:
+        job = Job(tmp_path, tiny_model_folder, stack=stack, leaver="south", leaves_after=0)
+        job.fields = {"minimum_sites": 2, "aggregation": {"kind": "plain"}}
+        written = job.run().coordinator.report("notes-federated")
+        assert written.certificate is not None
+        data = written.certificate.read_bytes()
+        verified = check(job, data)
+        line = verified.summary()["site"][2]
+        assert line.startswith("south: nothing spent, withdrawn; never saw the model; 0 rounds")
+        facts, given = facts_of(job)
+        south = job.signed.manifest.sites[2]
+        there = [{**row, "sites": list(job.signed.manifest.sites)} for row in facts.rounds]
+        with pytest.raises(VerificationFailed, match="south did not train"):
+            check(job, published(job, replace(facts, rounds=there), given))
+        del given[south]
+        without = {uri: part for uri, part in facts.parts.items() if uri != south}
+        with pytest.raises(VerificationFailed, match="east trained beside south"):
+            check(job, published(job, replace(facts, parts=without), given))
