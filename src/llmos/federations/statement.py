@@ -44,7 +44,8 @@ class Spent(Value):
     epsilon: float = Field(gt=0)
     delta: float = Field(gt=0, lt=1)
     mechanism: dict[str, Any]
-    charged: dict[str, str]  # pool -> amount, as the log has it
+    charged: dict[str, str]  # pool -> amount in 1e-12 nats, as the log has it
+    orders: dict[str, int]  # pool -> the Renyi order at which it is charged
 
 
 class Rounds(Value):

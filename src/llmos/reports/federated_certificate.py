@@ -127,7 +127,7 @@ def contents(
     Raises:
         ModelError: no file may be so large.
     """
-    fields = {
+    fields: dict[str, Any] = {
         "mediaType": MEDIA_TYPE,
         "envelope": dict(envelope),
         "manifest": facts.signed.envelope,

@@ -18,7 +18,8 @@ from llmos.crypto import dsse
 from llmos.crypto.notes import Verifier, decode_base64
 from llmos.errors import LlmosError, VerificationFailed
 from llmos.federations.manifest import Manifest, open_manifest, parse
-from llmos.federations.statement import numbers
+from llmos.federations.statement import Spent, numbers
+from llmos.kernel import pricing
 from llmos.parties.peers import Anchor, parse_id
 from llmos.reports import (
     evidence,
@@ -107,13 +108,19 @@ class VerifiedFederation:
             "nothing spent"
             if spent is None
             else f"epsilon {spent.epsilon:.4g} for each of {said.data.units} units "
-            f"({said.data.unit}), {spent.steps} steps"
+            f"({said.data.unit}), {spent.steps} steps, charged {_nats(said.data.name, spent)}"
         )
         model = "never saw the model" if said.model_sha256 is None else "published this very model"
+        trained = f"trained in {len(numbers(said.rounds.trained))} of {len(self.rounds)} rounds"
         return (
-            f"{part.site}: {cost}, {said.ended}; {model}; {len(numbers(said.rounds.trained))} "
-            f"rounds as it saw them; {part.records} entries of its log proven; {keys}"
+            f"{part.site}: {cost}, {said.ended}; {trained}; {model}; {part.records} entries of its "
+            f"log proven; {keys}"
         )
+
+
+def _nats(pool: str, spent: Spent) -> str:
+    nats = int(spent.charged[pool]) / pricing.UNITS_PER_NAT
+    return f"{nats:.4g} nats of Renyi divergence at order {spent.orders[pool]}"
 
 
 def verify_file(
@@ -271,6 +278,7 @@ def _verify_parts(
     parts = {
         uri: site_part.verify(part, uri, anchors, manifest) for uri, part in sorted(given.items())
     }
+    _check_distinct(parts)
     federated_rounds.check_sites(rounds, parts, manifest)
     _check_model(parts, digest)
     if predicate["sites"] != {
@@ -280,6 +288,15 @@ def _verify_parts(
     if predicate["guarantee"] != federated_certificate.guarantee(parts, manifest):
         raise VerificationFailed("its guarantee does not follow from its sites' parts")
     return parts
+
+
+def _check_distinct(parts: Mapping[str, SitePart]) -> None:
+    """Insist on a home of its own for each site: one that plays three would outvote the others."""
+    owners: dict[bytes, str] = {}
+    for part in parts.values():
+        for key in part.keys:
+            if (other := owners.setdefault(key, part.site)) != part.site:
+                raise VerificationFailed(f"{other} and {part.site} have signed with the same key")
 
 
 def _check_model(parts: Mapping[str, SitePart], digest: str) -> None:

@@ -8,20 +8,22 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from llmos.crypto import dsse
 from llmos.crypto.notes import NoteKey, Verifier, decode_base64, encode_base64
 from llmos.errors import CertificateRefused, LlmosError, VerificationFailed
 from llmos.federations import statement as statements
 from llmos.federations.manifest import Manifest
-from llmos.federations.statement import STATEMENT_TYPE, Statement
-from llmos.kernel import accounting
+from llmos.federations.statement import STATEMENT_TYPE, Spent, Statement
+from llmos.kernel import accounting, pricing
 from llmos.parties import signatures
 from llmos.parties.peers import Anchor
 from llmos.privacy import PoissonSampledGaussian, mechanism_from_dict
 from llmos.reports.bundle import read_json, read_proof
-from llmos.reports.evidence import found_at, pointers
+from llmos.reports.evidence import AMOUNT_TOLERANCE, found_at, pointers
 from llmos.transparency.proofs import LogProof, verify_proof
 
 _FIELDS: Final = {"envelope", "certificate", "signature", "records"}
@@ -43,11 +45,20 @@ class SitePart:
     statement: Statement
     records: int  # log entries proven
     log_size: int
+    keys: frozenset[bytes]  # public ones that it is signed and its log is proven by
 
     @property
     def site(self) -> str:
         """Return the site's name."""
         return self.statement.site.rpartition("/")[2]
+
+    @property
+    def cost(self) -> str:
+        """Return what it has spent, in a few words."""
+        spent = self.statement.spent
+        if spent is None:
+            return "nothing spent"
+        return f"epsilon {spent.epsilon:.3g}, {spent.steps} steps"
 
 
 def seal(
@@ -105,7 +116,10 @@ def _verify(
     _check_spent(said, manifest)
     proofs = {name: read_proof(proof) for name, proof in part["records"].items()}
     _check_records(said, proofs)
-    return SitePart(said, len(proofs), proofs["admit"].size)
+    homes = {Verifier.parse(vkey).public_key for vkey in (said.vkey, said.log_vkey)}
+    certificate = x509.load_pem_x509_certificate(part["certificate"].encode())
+    party = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return SitePart(said, len(proofs), proofs["admit"].size, frozenset({*homes, party}))
 
 
 def _check_spent(said: Statement, manifest: Manifest) -> None:
@@ -128,9 +142,23 @@ def _check_spent(said: Statement, manifest: Manifest) -> None:
         raise VerificationFailed(
             f"it states epsilon {spent.epsilon:.6g}, its mechanism gives {derived:.6g}"
         )
+    _check_charged(said.data.name, spent, mechanism)
     allowed = privacy.epsilon * (1 + _EPSILON_TOLERANCE)
     if spent.delta != privacy.delta or spent.epsilon > allowed or spent.steps > manifest.most_steps:
         raise VerificationFailed("it spent more than the job asked for")
+
+
+def _check_charged(dataset: str, spent: Spent, mechanism: PoissonSampledGaussian) -> None:
+    """Calculate again what the site's ledger must have charged to each pool."""
+    if dataset not in spent.charged or set(spent.charged) != set(spent.orders):
+        raise VerificationFailed("it does not say what its dataset was charged, at which order")
+    for pool, text in spent.charged.items():
+        cost, amount = pricing.cost(mechanism, float(spent.orders[pool])), int(text)
+        if not math.isclose(amount, cost, rel_tol=AMOUNT_TOLERANCE, abs_tol=1.0):
+            raise VerificationFailed(
+                f"it charged {pool} {amount}, its mechanism costs {cost} at order "
+                f"{spent.orders[pool]}"
+            )
 
 
 def needed_records(*, done: bool, spent: bool) -> set[str]:

@@ -97,7 +97,8 @@ def _spent(job_id: str, delta: float, parts: Parts) -> Spent | None:
     Raises:
         JobError: its hold is not settled.
     """
-    reservation = parts.kernel.budget.reservation(job_id)
+    budget = parts.kernel.budget
+    reservation = budget.reservation(job_id)
     if reservation.state is ReservationState.ABORTED:
         return None
     mechanism = reservation.mechanism
@@ -111,6 +112,7 @@ def _spent(job_id: str, delta: float, parts: Parts) -> Spent | None:
         delta=delta,
         mechanism=mechanism_to_dict(mechanism),
         charged={pool: str(amount) for pool, amount in reservation.costs.items()},
+        orders={pool: int(budget.pool(pool).renyi_order) for pool in reservation.costs},
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -36,18 +37,17 @@ def test_what_everybody_states_is_verified_without_any_home(job: Job, file: Path
         "match",
     )
     spent = {part.site: part.statement.spent for part in verified.parts.values()}
-    assert [one.steps for one in spent.values()] == [8, 8, 4]
-    assert said["epsilon"] == max(one.epsilon for one in spent.values()) <= 3
+    assert [one and one.steps for one in spent.values()] == [8, 8, 4]
+    assert said["epsilon"] == max(one.epsilon for one in spent.values() if one) <= 3
     assert [part.statement.ended for part in verified.parts.values()] == [
         "done",
         "done",
         "withdrawn",
     ]
-    assert "; published this very model; 2 rounds as it saw them; 4 entries" in said["site"][0]
-    assert (
-        "4 steps, withdrawn; never saw the model; 1 rounds as it saw them; "
-        "3 entries of its log proven"
-    ) in said["site"][2]
+    cost = r"8 steps, charged 0\.\d+ nats of Renyi divergence at order \d+, done; "
+    ran = "trained in 2 of 2 rounds; published this very model; 4 entries"
+    assert re.search(cost + ran, said["site"][0])
+    assert "trained in 1 of 2 rounds; never saw the model; 3 entries of its log" in said["site"][2]
     assert not any("secure aggregation" in line for line in said["protected"])  # it was not used
     alone = check(job, reissued(job, file))
     assert "rest on the coordinator's certificate authority" in alone.summary()["site"][0]
@@ -94,9 +94,7 @@ def test_a_coordinator_that_signs_and_logs_a_lie_is_refused(
         check(job, reissued(job, file, change))
 
 
-def test_keys_of_another_site_another_model_and_a_revoked_site_are_refused(
-    job: Job, file: Path
-) -> None:
+def test_keys_of_another_site_and_another_model_are_refused(job: Job, file: Path) -> None:
     north = job.sites["north"].kernel.public_keys
     with pytest.raises(VerificationFailed, match="east has signed with other keys"):
         check(job, file.read_bytes(), site_keys={"east": north})
@@ -167,6 +165,7 @@ def test_shared_noise_is_charged_and_said(tmp_path: Path, tiny_model_folder: Pat
         assert written.certificate is not None
         verified = check(job, written.certificate.read_bytes())
         spent = verified.parts[job.signed.manifest.sites[0]].statement.spent
+        assert spent is not None
         assert spent.mechanism["noise_multiplier"] == 1.5
         said = verified.summary()
         units = next(line for line in said["protected"] if "differential privacy" in line)

@@ -76,7 +76,7 @@ def test_one_site_that_has_seen_the_model_is_enough(
         job = Job(tmp_path, tiny_model_folder, stack=stack, misled=NAMES[1:]).run()
         facts, given = facts_of(job)
         verified = check(job, published(job, facts, given))
-        said = [line.split("; ")[1] for line in verified.summary()["site"]]
+        said = [line.split("; ")[2] for line in verified.summary()["site"]]
         assert said == ["published this very model", *["never saw the model"] * 2]
         with pytest.raises(VerificationFailed, match="east has published another model"):
             check(job, published(job, replace(facts, digest="0" * 64), given))
@@ -94,7 +94,7 @@ def test_a_job_of_thousands_of_rounds_is_certified(tmp_path: Path, tiny_model_fo
         data = written.certificate.read_bytes()
         assert LARGEST_FILE_BYTES < len(data) < 2 * LARGEST_FILE_BYTES
         verified = check(job, data)
-        assert "3000 rounds as it saw them" in verified.summary()["site"][0]
+        assert "trained in 3000 of 3000 rounds" in verified.summary()["site"][0]
 
 
 def test_the_largest_job_that_a_manifest_may_ask_for_fits(file: Path) -> None:
