@@ -24,6 +24,7 @@ from llmos.privacy import PoissonSampledGaussian
 from llmos.reports import site_part
 from llmos.reports.federated_certificate import MEDIA_TYPE_1
 from llmos.reports.federated_verification import verify_file
+from llmos.workflows import verify
 
 
 def test_what_everybody_states_is_verified_without_any_home(job: Job, file: Path) -> None:
@@ -130,10 +131,11 @@ def test_without_every_statement_there_is_no_certificate(job: Job, file: Path) -
         job.sites["east"].report("notes-federated")
 
 
-def test_a_certificate_of_the_first_version_is_refused(job: Job, file: Path) -> None:
-    first = json.loads(file.read_bytes()) | {"mediaType": MEDIA_TYPE_1}
+def test_a_certificate_of_the_first_version_is_refused(file: Path, tmp_path: Path) -> None:
+    first = tmp_path / "first.json"
+    first.write_bytes(rfc8785.dumps(json.loads(file.read_bytes()) | {"mediaType": MEDIA_TYPE_1}))
     with pytest.raises(VerificationFailed, match="of version 1: its sites did not state"):
-        check(job, rfc8785.dumps(first))
+        verify.run(first, file.with_name("home.pub"))
 
 
 def test_losses_of_a_person_at_several_sites_add_up_with_their_deltas(job: Job, file: Path) -> None:

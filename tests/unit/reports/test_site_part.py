@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from tests.certified import ORGANISATION, Job
-from tests.coordinators import Change, check, facts_of, published, reissued
+from tests.coordinators import Change, check, facts_of, published, reissued, restated
 
 from llmos.crypto.certificates import PartyId
 from llmos.crypto.notes import decode_base64
@@ -23,6 +23,7 @@ from llmos.parties.peers import Anchor
 from llmos.reports import site_part
 from llmos.reports.federated_certificate import MEDIA_TYPE
 from llmos.reports.site_part import SitePart
+from llmos.workflows.ended_federations import EndedFederations
 
 
 def part_of(fields: dict[str, Any], number: int = 0) -> dict[str, Any]:
@@ -116,6 +117,11 @@ def test_a_site_that_was_asked_and_trained_nothing_states_that(
         assert line.startswith("south: nothing spent, withdrawn; trained in 0 of 2 rounds;")
         facts, given = facts_of(job)
         south = job.signed.manifest.sites[2]
+        ended = EndedFederations(job.coordinator.who, job.coordinator.parts)
+        restated(job, south, None)
+        ended.add(job.signed.manifest.id)
+        wanted = [ended.instructions(uri)[0]["statement_wanted"] for uri in given]
+        assert wanted == [False, False, True]  # the others have trained beside it
         there = [{**row, "sites": list(job.signed.manifest.sites)} for row in facts.rounds]
         with pytest.raises(VerificationFailed, match="south did not train"):
             check(job, published(job, replace(facts, rounds=there), given))
