@@ -28,7 +28,7 @@ from llmos.models.loading import load_base
 from llmos.parties import authority
 from llmos.parties.encoding import generate_key
 from llmos.parties.tls import Credentials
-from llmos.reports.federated_certificate import rounds_sha256
+from llmos.reports.federated_rounds import rounds_sha256
 from llmos.workflows import (
     consent,
     federated_adapter,
@@ -37,8 +37,12 @@ from llmos.workflows import (
     site_settlement,
     site_statement,
 )
+from llmos.workflows.federated_round import Task
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from llmos.kernel.identity import Principal
     from llmos.models.lora import LoraAdapter
     from llmos.system import System
 
@@ -58,7 +62,9 @@ class Job:
     sites: dict[str, System] = field(default_factory=dict)
     credentials: dict[str, Credentials] = field(default_factory=dict)
     terms: dict[str, Any] = field(default_factory=dict)  # of the sites' data
-    leaver: str | None = None  # withdraws after the first round
+    leaver: str | None = None  # withdraws
+    leaves_after: int = 1  # rounds
+    misled: tuple[str, ...] = ()  # told after the last round that the job has failed
 
     def home(self, name: str, place: int = 0) -> System:
         """Make a home with the model and, at a site, data."""
@@ -123,19 +129,44 @@ class Job:
             context=context,
             details={"manifest_sha256": manifest.digest, "purpose": manifest.purpose},
         ) as grant:
-            grant.progress(manifest.local.steps * (1 if left else manifest.rounds))
+            rounds = self.leaves_after if left else manifest.rounds
+            self._train(system, asks, rounds)
+            if rounds:
+                grant.progress(manifest.local.steps * rounds)
             details = {"step": "publish", "job": job_id, "digest": DIGEST}
-            state = InvitationState.WITHDRAWN if left else InvitationState.DONE
+            done = not left and name not in self.misled
+            ended = InvitationState.WITHDRAWN if left else InvitationState.FAILED
             with kernel.monitor.act(
                 asks, Action.FEDERATE, card.resource, details=details, context=context
             ) as conn:
                 site_settlement.settle(grant, dp_plan, job_id, parts, conn=conn)
-                if not left:
+                if done:
                     publish(conn, system, self.signed)
+                state = InvitationState.DONE if done else ended
                 invitations.change(
                     conn, job_id, InvitationState.APPROVED, state=state, plan=plan.text
                 )
         return self.state(name)
+
+    def _train(self, system: System, asks: Principal, rounds: int) -> None:
+        """Record rounds as `ResidentTrainer.train` does, but all in one transaction."""
+        kernel, card = system.kernel, system.datasets.card("notes")
+        entry = {"actor": asks.name, "action": "federate", "resource": str(card.resource)}
+        with kernel.store.transaction() as conn:
+            for number in range(rounds):
+                details = {"step": "round", **self.task(number).to_dict()}
+                kernel.auditlog.append(conn, entry | {"outcome": "done", "details": details})
+
+    def task(self, number: int) -> Task:
+        """Return what the coordinator asks in a round."""
+        manifest = self.signed.manifest
+        asked = [uri for uri in manifest.sites if number == 0 or self.stays(uri, number)]
+        weights = weights_after(number, manifest.parameters)
+        return Task(manifest.id, manifest.digest, number, 1, weights, dict.fromkeys(asked, 24))
+
+    def stays(self, uri: str, number: int) -> bool:
+        """Tell whether a site is in a round, and not only asked for it."""
+        return number < self.leaves_after or not uri.endswith(f"/{self.leaver}")
 
     def state(self, name: str) -> dict[str, Any]:
         """Let a site state what it has spent."""
@@ -151,28 +182,14 @@ class Job:
         proposed = {"propose": manifest.id, "manifest_sha256": manifest.digest}
         with act(who, Action.COORDINATE, kernel.home, details=proposed) as conn:
             register.propose(conn, self.signed, who.name, None)
-        hashes = [hashlib.sha256(bytes([number])).hexdigest() for number in range(3)]
-        for number in range(manifest.rounds):
-            stay = [
-                uri for uri in manifest.sites if not (number and uri.endswith(f"/{self.leaver}"))
-            ]
-            facts = {
-                "sites": stay,
-                "attempts": 1,
-                "seconds": 1.5,
-                "bytes_up": dict.fromkeys(stay, 1000),
-                "task_sha256": hashes[number],
-                "weights_before": hashes[number],
-                "weights_after": hashes[number + 1],
-            }
-            with kernel.store.transaction() as conn:
-                register.keep_round(conn, manifest.id, number, f"object-{number}", facts)
+        with kernel.store.transaction() as conn:
+            self._keep_rounds(conn)
         rounds = register.rounds(kernel.store, manifest.id)
         published = {
             "job": manifest.id,
             "model": manifest.output,
             "digest": DIGEST,
-            "weights": hashes[manifest.rounds],
+            "weights": weights_after(manifest.rounds, manifest.parameters),
             "rounds_sha256": rounds_sha256(rounds),
         }
         with act(who, Action.COORDINATE, kernel.home, details=published) as conn:
@@ -184,6 +201,22 @@ class Job:
             for uri, part in parts.items():
                 register.keep_answer(conn, manifest.id, uri, self.answer(uri))
                 register.keep_statement(conn, manifest.id, uri, part)
+
+    def _keep_rounds(self, conn: Connection) -> None:
+        manifest = self.signed.manifest
+        for number in range(manifest.rounds):
+            task = self.task(number)
+            stay = [uri for uri in manifest.sites if self.stays(uri, number)]
+            facts = {
+                "sites": stay,
+                "attempts": 1,
+                "seconds": 1.5,
+                "bytes_up": dict.fromkeys(stay, 1000),
+                "task_sha256": hashlib.sha256(rfc8785.dumps(task.to_dict())).hexdigest(),
+                "weights_before": task.weights_sha256,
+                "weights_after": weights_after(number + 1, manifest.parameters),
+            }
+            register.keep_round(conn, manifest.id, number, f"object-{number}", facts)
 
     def answer(self, uri: str) -> dict[str, Any]:
         """Let a site say yes, as its agent does; the one that left says no."""
@@ -200,6 +233,11 @@ class Job:
             "epsilon": None if left else 2.5,
         }
         return dsse.sign(rfc8785.dumps(said), ANSWER_TYPE, key)
+
+
+def weights_after(rounds: int, parameters: int) -> str:
+    """Return the SHA-256 of the global weights after so many rounds; they begin as zeros."""
+    return hashlib.sha256(rounds.to_bytes(2) if rounds else bytes(4 * parameters)).hexdigest()
 
 
 def publish(conn: Any, system: System, signed: SignedManifest, **fields: Any) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Row, insert, select, update
 
 from llmos.errors import JobError, UnknownJob
 from llmos.federations.manifest import Manifest, SignedManifest, stored
+from llmos.federations.statement import is_current
 from llmos.federations.tables import (
     federated_answers,
     federated_jobs,
@@ -101,8 +102,10 @@ def keep_loss(conn: Connection, job: str, number: int, loss: float) -> None:
 
 def keep_statement(conn: Connection, job: str, site: str, part: Mapping[str, Any]) -> None:
     """Keep what a site stated after a job, with its signatures and proofs."""
-    row = {"job": job, "site": site, "part": _text(part), "at": now()}
-    conn.execute(insert(federated_statements).values(row))
+    row = {"part": _text(part), "at": now()}
+    this = (federated_statements.c.job == job) & (federated_statements.c.site == site)
+    if not conn.execute(update(federated_statements).where(this).values(row)).rowcount:
+        conn.execute(insert(federated_statements).values(job=job, site=site, **row))
 
 
 def tell(conn: Connection, job: str, status: Mapping[str, Any]) -> None:
@@ -153,11 +156,15 @@ def answers(store: Store, job_id: str) -> dict[str, dict[str, Any]]:
 
 
 def statements(store: Store, job_id: str) -> dict[str, dict[str, Any]]:
-    """Return what sites have stated after a job, by site."""
+    """Return what sites have stated after a job, by site.
+
+    What was stated in an older form is as if it were not there: the site is asked again.
+    """
     this = federated_statements.c.job == job_id
     with store.read() as conn:
         rows = conn.execute(select(federated_statements).where(this)).all()
-    return {row.site: json.loads(row.part) for row in rows}
+    parts = {row.site: json.loads(row.part) for row in rows}
+    return {site: part for site, part in parts.items() if is_current(part)}
 
 
 def rounds(store: Store, job_id: str) -> list[dict[str, Any]]:

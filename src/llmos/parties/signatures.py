@@ -25,9 +25,12 @@ def sign(key: ec.EllipticCurvePrivateKey, message: bytes) -> bytes:
 def verifier(certificates: Mapping[str, str], anchors: Iterable[Anchor], at: datetime) -> Verify:
     """Return what checks signatures of parties, each by its certificate (PEM).
 
+    What was signed before its certificate was revoked stays signed: lists name the second of each
+    revocation, and a signature within that second is refused.
+
     Raises:
         CertificateRefused: a certificate is malformed, another party's, not of an anchor of that
-            party's organisation, out of date, or on its revocation list.
+            party's organisation, or at that time out of date or revoked.
     """
     anchors = tuple(anchors)
     keys = {uri: _key(uri, pem, anchors, at) for uri, pem in certificates.items()}
@@ -55,8 +58,9 @@ def _key(
         raise CertificateRefused(f"a certificate of another party was shown for {uri}")
     for anchor in anchors:
         for crl in anchor.crls:
+            listed = crl.get_revoked_certificate_by_serial_number(certificate.serial_number)
             same = crl.issuer == certificate.issuer
-            if same and crl.get_revoked_certificate_by_serial_number(certificate.serial_number):
+            if same and listed is not None and listed.revocation_date_utc <= at:
                 raise CertificateRefused(f"the certificate of {uri} was revoked")
     key = certificate.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey):

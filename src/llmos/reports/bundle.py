@@ -76,10 +76,14 @@ def read_proof(fields: object) -> LogProof:
     return proof
 
 
-def read_json(data: bytes, what: str) -> dict[str, Any]:
-    """Read an object that is spelt canonically (RFC 8785), so that every byte of it matters."""
-    if len(data) > LARGEST_FILE_BYTES:
-        raise VerificationFailed(f"{what} is larger than {LARGEST_FILE_BYTES} bytes")
+def read_json(data: bytes, what: str, largest: int = LARGEST_FILE_BYTES) -> dict[str, Any]:
+    """Read an object that is spelt canonically (RFC 8785), so that every byte of it matters.
+
+    Raises:
+        VerificationFailed: it is none, or has more than `largest` bytes.
+    """
+    if len(data) > largest:
+        raise VerificationFailed(f"{what} is larger than {largest} bytes")
     try:
         value = json.loads(data, object_pairs_hook=_unique)
         canonical = rfc8785.dumps(value)

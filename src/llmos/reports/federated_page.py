@@ -12,5 +12,6 @@ def render(certificate: VerifiedFederation) -> str:
     return template.render(
         certificate=certificate,
         predicate=certificate.predicate,
+        rounds=certificate.rounds,
         parts=list(certificate.parts.values()),
     )

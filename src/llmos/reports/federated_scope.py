@@ -7,17 +7,29 @@ from typing import Final
 from llmos.engines.federated.session import colluders
 from llmos.federations.manifest import Manifest, Masked
 
+SEVERAL: Final = (
+    "a person whom several sites know: at most the sum of their epsilons at the sum of their deltas"
+)
+SEVERAL_SHARED: Final = (
+    "a person whom several sites know: no bound is stated, it may be more than the sum of their "
+    "epsilons; the sites share one noise, and such a person moves one sum several times"
+)
+
 NOT_PROTECTED: Final = (
-    "A person whose records several sites have: the losses at these sites add up.",
     "The number of a site's units, the class of its data, and how long its rounds take: the "
     "coordinator sees them.",
     "Sites from a coordinator that invents sites: it holds the certificate authority that this "
     "certificate names. Compare the sites' keys with those that they publish.",
+    "What the coordinator makes of each round's sum, and the model of the last weights: that is "
+    "its word, and what else it put in, of other jobs say, no site's signature shows.",
+    "Which others gave an update: a site knows it from the task that it trained for, and the "
+    "coordinator may show each site another task, or ask others when it begins a round again.",
     "Facts about the whole group: the model may learn them, and so does anyone who asks it.",
     "What the base model's own pre-training data betray.",
     "What users type to the model, and what it answers, while it is in use.",
     "Running times, memory and other side channels of the sites' machines.",
-    "Whether a site imported true records: its signature stands for them, no proof does.",
+    "Whether a site imported true records, took the steps that it states and lists its rounds as "
+    "they were: its signature stands for them, no proof does.",
 )
 
 
@@ -29,7 +41,9 @@ SHARED: Final = (
 
 def not_protected(manifest: Manifest) -> tuple[str, ...]:
     """Return what a job leaves open."""
-    return NOT_PROTECTED if manifest.shared_noise is None else (SHARED, *NOT_PROTECTED)
+    if manifest.shared_noise is None:
+        return (f"{SEVERAL[0].upper()}{SEVERAL[1:]}.", *NOT_PROTECTED)
+    return (SHARED, f"{SEVERAL_SHARED[0].upper()}{SEVERAL_SHARED[1:]}.", *NOT_PROTECTED)
 
 
 def protected(manifest: Manifest) -> list[dict[str, str]]:

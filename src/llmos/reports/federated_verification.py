@@ -2,31 +2,47 @@
 
 A site's keys are believed because a certificate of the authority that the coordinator names
 signs them; for whoever has a site's own `home.pub`, the coordinator is not believed in that.
+
+The model is the one that a site has published; a site that left before the end never saw it. What
+the coordinator made of each round's sum stays its word (`federated_scope.NOT_PROTECTED`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from llmos.crypto import dsse
-from llmos.crypto.notes import Verifier
+from llmos.crypto.notes import Verifier, decode_base64
 from llmos.errors import LlmosError, VerificationFailed
 from llmos.federations.manifest import Manifest, open_manifest, parse
+from llmos.federations.statement import Spent, numbers
+from llmos.kernel import pricing
 from llmos.parties.peers import Anchor, parse_id
-from llmos.reports import evidence, federated_certificate, federated_scope, site_part
+from llmos.reports import (
+    evidence,
+    federated_certificate,
+    federated_rounds,
+    federated_scope,
+    site_part,
+)
 from llmos.reports.bundle import read_json, read_proof
 from llmos.reports.certificate import DIGEST_FIELD, STATEMENT_TYPE
 from llmos.reports.evidence import found_at
-from llmos.reports.federated_certificate import MEDIA_TYPE, PREDICATE_TYPE
+from llmos.reports.federated_certificate import (
+    LARGEST_BYTES,
+    MEDIA_TYPE,
+    MEDIA_TYPE_1,
+    PREDICATE_TYPE,
+)
+from llmos.reports.federated_rounds import Round
 from llmos.reports.site_part import SitePart
 from llmos.transparency.proofs import LogProof, verify_proof
 from llmos.transparency.public_keys import read_public_keys
 
-_FIELDS: Final = {"mediaType", "envelope", "log_proof", "manifest", "records", "sites"}
+_FIELDS: Final = {"mediaType", "envelope", "manifest", "records", "sites"}  # and the log's proof
 _PREDICATE: Final = {
     "issued_at", "issuer", "issued_by", "manifest", "manifest_sha256", "rounds", "authority",
     "sites", "guarantee", "protected", "not_protected", "records",
@@ -35,17 +51,18 @@ _PREDICATE: Final = {
 
 @dataclass(frozen=True, slots=True)
 class VerifiedFederation:
-    """A federated certificate after every check."""
+    """A federated certificate after every check; before it is logged nothing is said of its log."""
 
     model: str
     digest: str
-    model_checked: bool
     predicate: Mapping[str, Any]
+    rounds: Sequence[Round]
     parts: Mapping[str, SitePart]
     compared: frozenset[str]  # names of the sites whose own keys were at hand
-    log: str
-    log_index: int
-    log_size: int
+    model_checked: bool = False
+    log: str = ""
+    log_index: int = 0
+    log_size: int = 0
 
     def summary(self) -> dict[str, Any]:
         """Return what a person or a program wants to see first."""
@@ -57,6 +74,7 @@ class VerifiedFederation:
             "epsilon": guarantee["epsilon"],
             "delta": guarantee["delta"],
             "guarantee": f"{guarantee['definition']}, {guarantee['neighboring']}",
+            "several sites": self._several_sites,
             "rounds": len(self.predicate["rounds"]),
             "site": [self._line(part) for part in self.parts.values()],
             "protected": [
@@ -71,18 +89,38 @@ class VerifiedFederation:
             "log_size": self.log_size,
         }
 
+    @property
+    def _several_sites(self) -> str:
+        said = self.predicate["guarantee"]
+        text, epsilon = str(said["several_sites"]), said["epsilon_of_all_sites"]
+        if epsilon is None:
+            return text
+        return f"{text}; of all: epsilon {epsilon:.4g} at delta {said['delta_of_all_sites']:.4g}"
+
     def _line(self, part: SitePart) -> str:
-        said = part.statement
+        said, spent = part.statement, part.statement.spent
         keys = (
             "its own keys were compared"
             if part.site in self.compared
             else "its keys rest on the coordinator's certificate authority"
         )
-        return (
-            f"{part.site}: epsilon {said.spent.epsilon:.4g} for each of {said.data.units} units "
-            f"({said.data.unit}), {said.spent.steps} steps, {said.ended}; {part.records} entries "
-            f"of its log proven; {keys}"
+        cost = (
+            "nothing spent"
+            if spent is None
+            else f"epsilon {spent.epsilon:.4g} for each of {said.data.units} units "
+            f"({said.data.unit}), {spent.steps} steps, charged {_nats(said.data.name, spent)}"
         )
+        model = "never saw the model" if said.model_sha256 is None else "published this very model"
+        trained = f"trained in {len(numbers(said.rounds.trained))} of {len(self.rounds)} rounds"
+        return (
+            f"{part.site}: {cost}, {said.ended}; {trained}; {model}; {part.records} entries of its "
+            f"log proven; {keys}"
+        )
+
+
+def _nats(pool: str, spent: Spent) -> str:
+    nats = int(spent.charged[pool]) / pricing.UNITS_PER_NAT
+    return f"{nats:.4g} nats of Renyi divergence at order {spent.orders[pool]}"
 
 
 def verify_file(
@@ -103,45 +141,60 @@ def verify_file(
     Raises:
         VerificationFailed: a check failed; the message says which.
     """
+    _, log_key = read_public_keys(public_keys)
+    fields = read_json(data, "the certificate", LARGEST_BYTES)
+    proof = read_proof(fields.pop("log_proof", None))
+    found = examine(fields, public_keys, site_keys=site_keys)
+    payload = decode_base64(fields["envelope"]["payload"])
+    _check_entry(verify_proof(proof, log_key), payload, found)
+    if model_digest is not None and model_digest != found.digest:
+        raise VerificationFailed(
+            f"the model at hand has SHA-256 {model_digest}, the certified one {found.digest}",
+            hint="the certificate belongs to another model, or the model's files were changed",
+        )
+    return replace(
+        found,
+        model_checked=model_digest is not None,
+        log=log_key.name,
+        log_index=proof.index,
+        log_size=proof.size,
+    )
+
+
+def examine(
+    fields: Mapping[str, Any], public_keys: str, *, site_keys: Mapping[str, str] | None = None
+) -> VerifiedFederation:
+    """Check all of a certificate's file but that it is in its own log.
+
+    Raises:
+        VerificationFailed: a check failed; the message says which.
+    """
     certificate_key, log_key = read_public_keys(public_keys)
-    fields = read_json(data, "the certificate")
+    if fields.get("mediaType") == MEDIA_TYPE_1:
+        raise VerificationFailed(
+            "this certificate is of version 1: its sites did not state their rounds",
+            hint="ask for a new one: sites state again, then `llmos report` at the coordinator",
+        )
     if fields.get("mediaType") != MEDIA_TYPE or set(fields) != _FIELDS:
         raise VerificationFailed("this is not a federated certificate, or it has other fields")
     payload = dsse.open_envelope(fields["envelope"], certificate_key, payload_type=dsse.IN_TOTO)
-    proof = read_proof(fields["log_proof"])
-    entry = verify_proof(proof, log_key)
     try:
-        statement = read_json(payload, "the signed statement")
+        statement = read_json(payload, "the signed statement", LARGEST_BYTES)
         predicate = statement["predicate"]
         model, digest = _subject(statement, predicate, certificate_key.name)
-        _check_entry(entry, payload, model, predicate["issued_by"])
         manifest = open_manifest(fields["manifest"], certificate_key).manifest
         _check_manifest(predicate, manifest)
         records = {name: read_proof(record) for name, record in fields["records"].items()}
-        _check_records(predicate, manifest, digest, records, log_key)
-        _check_rounds(predicate, manifest)
-        parts = _verify_parts(predicate, manifest, digest, fields["sites"])
+        rounds = federated_rounds.opened(predicate["rounds"], manifest)
+        federated_rounds.check_chain(rounds, manifest)
+        _check_records(predicate, manifest, rounds, digest, records, log_key)
+        parts = _verify_parts(predicate, manifest, rounds, digest, fields["sites"])
         compared = _compare_keys(parts, site_keys or {})
     except VerificationFailed:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, LlmosError) as error:
         raise VerificationFailed(f"the certificate lacks or misuses a field: {error}") from error
-    if model_digest is not None and model_digest != digest:
-        raise VerificationFailed(
-            f"the model at hand has SHA-256 {model_digest}, the certified one {digest}",
-            hint="the certificate belongs to another model, or the model's files were changed",
-        )
-    return VerifiedFederation(
-        model=model,
-        digest=digest,
-        model_checked=model_digest is not None,
-        predicate=predicate,
-        parts=parts,
-        compared=compared,
-        log=log_key.name,
-        log_index=proof.index,
-        log_size=proof.size,
-    )
+    return VerifiedFederation(model, digest, predicate, rounds, parts, compared)
 
 
 def _subject(
@@ -157,12 +210,12 @@ def _subject(
     return str(subject["name"]), str(subject["digest"]["sha256"])
 
 
-def _check_entry(entry: Mapping[str, Any], payload: bytes, model: str, actor: str) -> None:
+def _check_entry(entry: Mapping[str, Any], payload: bytes, found: VerifiedFederation) -> None:
     expected = {
         "/action": "report",
         "/outcome": "done",
-        "/actor": actor,
-        "/resource": f"Model::{model}",
+        "/actor": found.predicate["issued_by"],
+        "/resource": f"Model::{found.model}",
         f"/details/{DIGEST_FIELD}": hashlib.sha256(payload).hexdigest(),
     }
     if any(found_at(entry, place) != value for place, value in expected.items()):
@@ -181,6 +234,7 @@ def _check_manifest(predicate: Mapping[str, Any], manifest: Manifest) -> None:
 def _check_records(
     predicate: Mapping[str, Any],
     manifest: Manifest,
+    rounds: Sequence[Round],
     digest: str,
     proofs: Mapping[str, LogProof],
     log_key: Verifier,
@@ -188,7 +242,6 @@ def _check_records(
     """Hold the predicate against the coordinator's own log."""
     if predicate["records"] != evidence.pointers(proofs):
         raise VerificationFailed("the certificate points to other log entries than it carries")
-    rounds = predicate["rounds"]
     expected: dict[str, dict[str, object]] = {
         "propose": {
             "/details/propose": manifest.id,
@@ -198,7 +251,7 @@ def _check_records(
             "/details/job": manifest.id,
             "/details/digest": digest,
             "/details/weights": rounds[-1]["weights_after"],
-            "/details/rounds_sha256": federated_certificate.rounds_sha256(rounds),
+            "/details/rounds_sha256": federated_rounds.rounds_sha256(rounds),
         },
     }
     if set(proofs) != set(expected):
@@ -211,46 +264,52 @@ def _check_records(
                 raise VerificationFailed(f"the record {name!r} says otherwise: {place}")
 
 
-def _check_rounds(predicate: Mapping[str, Any], manifest: Manifest) -> None:
-    rounds = predicate["rounds"]
-    if [row["round"] for row in rounds] != list(range(manifest.rounds)):
-        raise VerificationFailed(f"it has not the {manifest.rounds} rounds of the job")
-    for before, after in pairwise(rounds):
-        if before["weights_after"] != after["weights_before"]:
-            raise VerificationFailed(f"round {after['round']} does not start where one ended")
-    for row in rounds:
-        sites = set(row["sites"])
-        if len(sites) < manifest.minimum_sites or not sites <= set(manifest.sites):
-            raise VerificationFailed(f"round {row['round']} had not the sites of the job")
-
-
 def _verify_parts(
     predicate: Mapping[str, Any],
     manifest: Manifest,
+    rounds: Sequence[Round],
     digest: str,
     given: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, SitePart]:
     organisation = parse_id(manifest.coordinator).organisation
     anchors = (Anchor.parse(organisation, predicate["authority"].encode()),)
-    took_part = {site for row in predicate["rounds"] for site in row["sites"]}
-    if set(given) != took_part:
-        raise VerificationFailed("it has not the part of each site that took part, and no other")
+    if not set(given) <= set(manifest.sites):
+        raise VerificationFailed("it has the part of a site that the job does not name")
     parts = {
         uri: site_part.verify(part, uri, anchors, manifest) for uri, part in sorted(given.items())
     }
-    for uri, part in parts.items():
-        rounds = sum(uri in row["sites"] for row in predicate["rounds"])
-        if part.statement.spent.steps < rounds * manifest.local.steps:
-            raise VerificationFailed(f"{part.site} states fewer steps than its {rounds} rounds had")
-        if part.statement.model_sha256 not in {None, digest}:
-            raise VerificationFailed(f"{part.site} has published another model")
+    _check_distinct(parts)
+    federated_rounds.check_sites(rounds, parts, manifest)
+    _check_model(parts, digest)
     if predicate["sites"] != {
         uri: federated_certificate.site_facts(part) for uri, part in parts.items()
     }:
         raise VerificationFailed("it says otherwise about its sites than they do themselves")
-    if predicate["guarantee"] != federated_certificate.guarantee(parts):
+    if predicate["guarantee"] != federated_certificate.guarantee(parts, manifest):
         raise VerificationFailed("its guarantee does not follow from its sites' parts")
     return parts
+
+
+def _check_distinct(parts: Mapping[str, SitePart]) -> None:
+    """Insist on a home of its own for each site: one that plays three would outvote the others."""
+    owners: dict[bytes, str] = {}
+    for part in parts.values():
+        for key in part.keys:
+            if (other := owners.setdefault(key, part.site)) != part.site:
+                raise VerificationFailed(f"{other} and {part.site} have signed with the same key")
+
+
+def _check_model(parts: Mapping[str, SitePart], digest: str) -> None:
+    """Insist on a site that has seen the model: the others cannot tell it from any other one."""
+    published = {part.statement.model_sha256: part.site for part in parts.values()}
+    published.pop(None, None)
+    if not published:
+        raise VerificationFailed(
+            "no site has published the model: the coordinator could certify any other one",
+            hint="a job is certified whose end the sites have heard of",
+        )
+    for other in set(published) - {digest}:
+        raise VerificationFailed(f"{published[other]} has published another model")
 
 
 def _compare_keys(parts: Mapping[str, SitePart], site_keys: Mapping[str, str]) -> frozenset[str]:

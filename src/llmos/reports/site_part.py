@@ -8,20 +8,22 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from llmos.crypto import dsse
 from llmos.crypto.notes import NoteKey, Verifier, decode_base64, encode_base64
 from llmos.errors import CertificateRefused, LlmosError, VerificationFailed
 from llmos.federations import statement as statements
 from llmos.federations.manifest import Manifest
-from llmos.federations.statement import STATEMENT_TYPE, Statement
-from llmos.kernel import accounting
+from llmos.federations.statement import STATEMENT_TYPE, Spent, Statement
+from llmos.kernel import accounting, pricing
 from llmos.parties import signatures
 from llmos.parties.peers import Anchor
 from llmos.privacy import PoissonSampledGaussian, mechanism_from_dict
 from llmos.reports.bundle import read_json, read_proof
-from llmos.reports.evidence import found_at, pointers
+from llmos.reports.evidence import AMOUNT_TOLERANCE, found_at, pointers
 from llmos.transparency.proofs import LogProof, verify_proof
 
 _FIELDS: Final = {"envelope", "certificate", "signature", "records"}
@@ -31,6 +33,7 @@ _ENTRIES: Final[dict[str, dict[str, object]]] = {
     "import": {"/action": "import-data", "/outcome": "done"},
     "admit": {"/action": "federate", "/outcome": "admitted"},
     "settle": {"/action": "federate", "/outcome": "settled"},
+    "release": {"/action": "federate", "/outcome": "aborted"},
     "publish": {"/action": "federate", "/outcome": "done", "/details/step": "publish"},
 }
 
@@ -42,11 +45,20 @@ class SitePart:
     statement: Statement
     records: int  # log entries proven
     log_size: int
+    keys: frozenset[bytes]  # public ones that it is signed and its log is proven by
 
     @property
     def site(self) -> str:
         """Return the site's name."""
         return self.statement.site.rpartition("/")[2]
+
+    @property
+    def cost(self) -> str:
+        """Return what it has spent, in a few words."""
+        spent = self.statement.spent
+        if spent is None:
+            return "nothing spent"
+        return f"epsilon {spent.epsilon:.3g}, {spent.steps} steps"
 
 
 def seal(
@@ -104,13 +116,18 @@ def _verify(
     _check_spent(said, manifest)
     proofs = {name: read_proof(proof) for name, proof in part["records"].items()}
     _check_records(said, proofs)
-    return SitePart(said, len(proofs), proofs["settle"].size)
+    homes = {Verifier.parse(vkey).public_key for vkey in (said.vkey, said.log_vkey)}
+    certificate = x509.load_pem_x509_certificate(part["certificate"].encode())
+    party = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return SitePart(said, len(proofs), proofs["admit"].size, frozenset({*homes, party}))
 
 
 def _check_spent(said: Statement, manifest: Manifest) -> None:
     privacy, spent = manifest.privacy, said.spent
     if privacy is None:
         raise VerificationFailed("the job has no guarantee, there is nothing to state")
+    if spent is None:
+        return
     mechanism = mechanism_from_dict(spent.mechanism)
     if not isinstance(mechanism, PoissonSampledGaussian) or mechanism.steps != spent.steps:
         raise VerificationFailed("its mechanism has not the steps that it states")
@@ -125,17 +142,38 @@ def _check_spent(said: Statement, manifest: Manifest) -> None:
         raise VerificationFailed(
             f"it states epsilon {spent.epsilon:.6g}, its mechanism gives {derived:.6g}"
         )
+    _check_charged(said.data.name, spent, mechanism)
     allowed = privacy.epsilon * (1 + _EPSILON_TOLERANCE)
     if spent.delta != privacy.delta or spent.epsilon > allowed or spent.steps > manifest.most_steps:
         raise VerificationFailed("it spent more than the job asked for")
 
 
+def _check_charged(dataset: str, spent: Spent, mechanism: PoissonSampledGaussian) -> None:
+    """Calculate again what the site's ledger must have charged to each pool."""
+    if dataset not in spent.charged or set(spent.charged) != set(spent.orders):
+        raise VerificationFailed("it does not say what its dataset was charged, at which order")
+    for pool, text in spent.charged.items():
+        cost, amount = pricing.cost(mechanism, float(spent.orders[pool])), int(text)
+        if not math.isclose(amount, cost, rel_tol=AMOUNT_TOLERANCE, abs_tol=1.0):
+            raise VerificationFailed(
+                f"it charged {pool} {amount}, its mechanism costs {cost} at order "
+                f"{spent.orders[pool]}"
+            )
+
+
+def needed_records(*, done: bool, spent: bool) -> set[str]:
+    """Return the names of the log entries that a site proves."""
+    needed = {"import", "admit", "settle" if spent else "release"}
+    return needed | {"publish"} if done else needed
+
+
 def _check_records(said: Statement, proofs: Mapping[str, LogProof]) -> None:
-    needed = set(_ENTRIES) if said.ended == "done" else set(_ENTRIES) - {"publish"}
-    if set(proofs) != needed:
+    if set(proofs) != needed_records(done=said.ended == "done", spent=said.spent is not None):
         raise VerificationFailed(f"it proves the records {sorted(proofs)}, not those of a site")
     if pointers(proofs) != {name: one.model_dump() for name, one in said.records.items()}:
         raise VerificationFailed("its statement points to other log entries than it proves")
+    if said.ended == "done" and said.spent is None:
+        raise VerificationFailed("it has ended the job and spent nothing on it")
     if (said.ended == "done") is (said.model_sha256 is None):
         raise VerificationFailed("a site that has ended the job publishes, and no other one")
     log_key = Verifier.parse(said.log_vkey)
@@ -149,10 +187,12 @@ def _check_records(said: Statement, proofs: Mapping[str, LogProof]) -> None:
             "/details/classification": said.data.classification,
         },
         "admit": job | {"/details/manifest_sha256": said.manifest_sha256},
-        "settle": job
-        | {"/details/mechanism": said.spent.mechanism, "/details/costs": said.spent.charged},
+        "release": job,
         "publish": job | {"/details/digest": said.model_sha256},
     }
+    if said.spent is not None:
+        spent = {"/details/mechanism": said.spent.mechanism, "/details/costs": said.spent.charged}
+        expected["settle"] = job | spent
     for name, proof in proofs.items():
         entry = verify_proof(proof, log_key)
         for place, value in {**_ENTRIES[name], **expected[name]}.items():

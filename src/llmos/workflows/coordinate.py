@@ -129,8 +129,7 @@ class Coordinator:
         said = self._ended.check(site, job_id, part)
         with self._lock:
             self._ended.keep(site, job_id, part, said)
-        spent = said.statement.spent
-        self._tell(f"{job_id}: {said.site} states epsilon {spent.epsilon:.3g}, {spent.steps} steps")
+        self._tell(f"{job_id}: {said.site} states {said.cost}")
 
     def weights(self, site: str, job_id: str, digest: str) -> bytes:
         """Return the global weights that a task names, as float32.

@@ -44,8 +44,9 @@ class EndedFederations:
         rounds = register.rounds(store, job_id)
         self._weights[job_id] = str(rounds[-1]["weights_after"])
         if job.manifest.privacy is not None:
-            took_part = {site for row in rounds for site in row["sites"]}
-            self._unstated[job_id] = took_part - set(register.statements(store, job_id))
+            # also who left before the first round was done: others have trained beside it
+            asked = set(register.answers(store, job_id))
+            self._unstated[job_id] = asked - set(register.statements(store, job_id))
 
     def instructions(self, site: str) -> list[dict[str, Any]]:
         """Return what a site has to know about its ended jobs."""

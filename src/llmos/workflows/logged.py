@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Any, Final
 
 from llmos.errors import MeasurementError
 from llmos.kernel.auditlog import LogEntry
@@ -29,7 +29,7 @@ def newest(parts: Parts, wanted: Mapping[str, Mapping[str, object]]) -> dict[str
     found: dict[str, int] = {}
     for logged in entries(parts):
         for name, values in wanted.items():
-            if all(found_at(logged.fields, place) == value for place, value in values.items()):
+            if _says(logged.fields, values):
                 found[name] = logged.index
     if missing := sorted(set(wanted) - set(found)):
         raise MeasurementError(
@@ -37,6 +37,11 @@ def newest(parts: Parts, wanted: Mapping[str, Mapping[str, object]]) -> dict[str
             hint="train and measure the model in this home",
         )
     return found
+
+
+def found(parts: Parts, values: Mapping[str, object]) -> Iterator[Mapping[str, Any]]:
+    """Return all log entries that have the values wanted at their pointers, in order."""
+    return (logged.fields for logged in entries(parts) if _says(logged.fields, values))
 
 
 def prove(parts: Parts, wanted: Mapping[str, Mapping[str, object]]) -> dict[str, LogProof]:
@@ -55,3 +60,7 @@ def entries(parts: Parts) -> Iterator[LogEntry]:
     while batch := parts.kernel.auditlog.entries(after, _PAGE):
         yield from batch
         after = batch[-1].index
+
+
+def _says(fields: Mapping[str, Any], values: Mapping[str, object]) -> bool:
+    return all(found_at(fields, place) == value for place, value in values.items())

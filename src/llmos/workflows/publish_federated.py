@@ -19,7 +19,7 @@ from llmos.kernel.policy import Action
 from llmos.models import lora
 from llmos.models.lora import LoraAdapter
 from llmos.privacy import Classification
-from llmos.reports.federated_certificate import rounds_sha256
+from llmos.reports.federated_rounds import rounds_sha256
 from llmos.workflows import federated_adapter
 from llmos.workflows.federated_state import weights_sha256
 from llmos.workflows.parts import Parts

@@ -1,4 +1,8 @@
-"""What a site states to its coordinator after a job, with the proofs from this home's log."""
+"""What a site states to its coordinator after a job, with the proofs from this home's log.
+
+Which rounds it trained, from which weights and beside whom, is what its log has of the tasks that
+the coordinator signed: each was written there before its training began.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,18 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from llmos.errors import JobError
 from llmos.federations.invitations import Invitation, InvitationState
-from llmos.federations.statement import Data, Record, Spent, Statement
+from llmos.federations.manifest import Manifest
+from llmos.federations.statement import (
+    Data,
+    Record,
+    Rounds,
+    Spent,
+    Statement,
+    bits,
+    starts_sha256,
+)
 from llmos.kernel import accounting
-from llmos.kernel.budget import ReservationState
-from llmos.kernel.pools import find_reservation
+from llmos.kernel.pools import Reservation, ReservationState, find_reservation
 from llmos.parties.tls import Credentials
 from llmos.privacy import PoissonSampledGaussian, mechanism_to_dict
 from llmos.reports import evidence, site_part
@@ -32,11 +44,7 @@ def make(job: Invitation, site: str, credentials: Credentials, parts: Parts) -> 
         reservation = find_reservation(conn, job.id)
     if plan is None or manifest.privacy is None or reservation is None:
         raise JobError(f"{job.id} has charged nothing here")
-    mechanism = reservation.mechanism
-    if reservation.state is not ReservationState.COMMITTED:
-        raise JobError(f"the budget of {job.id} is {reservation.state}, not settled")
-    if not isinstance(mechanism, PoissonSampledGaussian):
-        raise JobError(f"{job.id} was charged for something else than a federated training")
+    spent = _spent(reservation, manifest.privacy.delta, parts)
     card = parts.datasets.card(manifest.dataset)
     done = job.state is InvitationState.DONE
     about = {"/resource": str(card.resource), "/action": "federate"}
@@ -51,12 +59,13 @@ def make(job: Invitation, site: str, credentials: Credentials, parts: Parts) -> 
         | {"/outcome": "admitted"}
         | logged.details({"job": job.id, "manifest_sha256": manifest.digest}),
         "settle": about | {"/outcome": "settled"} | logged.details({"job": job.id}),
+        "release": about | {"/outcome": "aborted"} | logged.details({"job": job.id}),
+        "publish": about
+        | {"/outcome": "done"}
+        | logged.details({"job": job.id, "step": "publish"}),
     }
-    if done:
-        wanted["publish"] = (
-            about | {"/outcome": "done"} | logged.details({"job": job.id, "step": "publish"})
-        )
-    proofs = logged.prove(parts, wanted)
+    needed = site_part.needed_records(done=done, spent=spent is not None)
+    proofs = logged.prove(parts, {name: wanted[name] for name in sorted(needed)})
     statement = Statement(
         job=job.id,
         manifest_sha256=manifest.digest,
@@ -70,13 +79,8 @@ def make(job: Invitation, site: str, credentials: Credentials, parts: Parts) -> 
             units=plan.units,
             unit=card.unit_column,
         ),
-        spent=Spent(
-            steps=mechanism.steps,
-            epsilon=accounting.epsilon(mechanism, manifest.privacy.delta),
-            delta=manifest.privacy.delta,
-            mechanism=mechanism_to_dict(mechanism),
-            charged={pool: str(amount) for pool, amount in reservation.costs.items()},
-        ),
+        spent=spent,
+        rounds=_rounds(manifest, parts),
         vkey=kernel.certificate_key.vkey,
         log_vkey=kernel.auditlog.key.vkey,
         records={
@@ -87,6 +91,48 @@ def make(job: Invitation, site: str, credentials: Credentials, parts: Parts) -> 
     )
     certificate = credentials.certificate.public_bytes(Encoding.PEM).decode()
     return site_part.seal(statement, proofs, kernel.certificate_key, certificate, credentials.key)
+
+
+def _spent(reservation: Reservation, delta: float, parts: Parts) -> Spent | None:
+    """Return what the ledger has of a job; None where it ended before its first step.
+
+    Raises:
+        JobError: its hold is not settled.
+    """
+    if reservation.state is ReservationState.ABORTED:
+        return None
+    mechanism = reservation.mechanism
+    if reservation.state is not ReservationState.COMMITTED:
+        raise JobError(f"the budget of {reservation.id} is {reservation.state}, not settled")
+    if not isinstance(mechanism, PoissonSampledGaussian):
+        raise JobError(f"{reservation.id} was charged for something else than a federated training")
+    pools = {pool: parts.kernel.budget.pool(pool) for pool in reservation.costs}
+    return Spent(
+        steps=mechanism.steps,
+        epsilon=accounting.epsilon(mechanism, delta),
+        delta=delta,
+        mechanism=mechanism_to_dict(mechanism),
+        charged={pool: str(amount) for pool, amount in reservation.costs.items()},
+        orders={name: int(pool.renyi_order) for name, pool in pools.items()},
+    )
+
+
+def _rounds(manifest: Manifest, parts: Parts) -> Rounds:
+    """Return the rounds of a job that this home has trained in, as its log has them."""
+    place = {uri: number for number, uri in enumerate(manifest.sites)}
+    starts, participants = set[tuple[int, str]](), set[str]()
+    wanted = {"/action": "federate", "/outcome": "done"} | logged.details(
+        {"job": manifest.id, "step": "round"}
+    )
+    for entry in logged.found(parts, wanted):
+        task = entry["details"]
+        starts.add((int(task["round"]), str(task["weights_sha256"])))
+        participants |= set(task["participants"])
+    return Rounds(
+        trained=bits(number for number, _ in starts),
+        participants=bits(place[uri] for uri in participants),
+        starts_sha256=starts_sha256(starts),
+    )
 
 
 def _withdrawn(job: Invitation) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from llmos.errors import VerificationFailed
 from llmos.reports import (
@@ -15,6 +15,8 @@ from llmos.reports import (
     receipt_verification,
     verification,
 )
+
+_FEDERATED: Final = (federated_certificate.MEDIA_TYPE, federated_certificate.MEDIA_TYPE_1)
 
 
 def run(
@@ -37,7 +39,7 @@ def run(
         raise VerificationFailed(f"{file} cannot be read: {error.strerror}") from error
     public_keys = _read_keys(key_file)
     fields = _fields(data)
-    if fields.get("mediaType") == federated_certificate.MEDIA_TYPE:
+    if fields.get("mediaType") in _FEDERATED:
         own = {name: _read_keys(path) for name, path in (site_keys or {}).items()}
         return federated_verification.verify_file(data, public_keys, site_keys=own).summary()
     if site_keys:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ed25519
@@ -50,6 +52,16 @@ def test_a_list_of_another_ca_revokes_nothing_here() -> None:
     revoked = other.anchor(NORTH)  # the same serial number on the list of another issuer
     verified = signatures.verifier({URI: to_pem(NORTH.certificate)}, [revoked, PKI.anchor()], NOW)
     assert verified(URI, MESSAGE, signatures.sign(NORTH.key, MESSAGE))
+
+
+def test_what_was_signed_before_a_revocation_stays_signed() -> None:
+    second = timedelta(seconds=1)
+    shown = {URI: to_pem(NORTH.certificate)}
+    signature = signatures.sign(NORTH.key, MESSAGE)
+    revoked = PKI.anchor(NORTH, at=NOW + second)
+    assert signatures.verifier(shown, [revoked], NOW)(URI, MESSAGE, signature)
+    with pytest.raises(CertificateRefused, match="was revoked"):
+        signatures.verifier(shown, [revoked], NOW + second)
 
 
 def test_keys_that_parties_do_not_have_are_refused() -> None:

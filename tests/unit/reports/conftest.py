@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rfc8785
+from tests.lying_coordinator import file, job
 from tests.trees import Tree
 
 from llmos.attacks import leak
@@ -51,6 +52,8 @@ from llmos.reports.facts import (
 from llmos.reports.questions import QUESTIONS, Answer
 from llmos.transparency.audit_paths import inclusion_proof
 from llmos.transparency.proofs import LogProof
+
+__all__ = ["file", "job"]  # fixtures of a federated certificate
 
 Document = dict[str, Any]
 DELTA = 1e-5
