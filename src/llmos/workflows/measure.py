@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
+from transformers import PreTrainedModel
 
 from llmos.attacks import leak
 from llmos.attacks.leak import LeakReport
@@ -17,15 +18,19 @@ from llmos.attacks.scoring import score
 from llmos.attacks.subject import MeasuredModel
 from llmos.data.datasets import DatasetCard
 from llmos.data.records import Record, RecordFormat
+from llmos.engines.dp.plan import Performance
 from llmos.errors import MeasurementError
 from llmos.kernel.identity import Principal
 from llmos.kernel.monitor import Grant
 from llmos.kernel.policy import Action
-from llmos.models import lora
+from llmos.models import lora, prefix
+from llmos.models.blocks import find_blocks
 from llmos.models.devices import resolve_device
 from llmos.models.encoding import Encoded, encode, encode_continuation
 from llmos.models.loading import LoadedModel, load_base
+from llmos.models.prefix import Prefix
 from llmos.models.registry import ModelEntry, ModelKind
+from llmos.privacy import PrivacyLoss
 from llmos.reports import page, plots
 from llmos.reports.arms import read_arm
 from llmos.workflows import leak_report, outputs
@@ -34,6 +39,7 @@ from llmos.workflows.parts import Parts
 
 # Members and held-out records are compared on at most this many of each, the first in stored order.
 _MOST_RECORDS = 200
+_BATCH_TOKENS = 2048  # padded tokens in one pass through the blocks below the adapters
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,18 @@ class Measured:
             "files": [str(path) for path in self.files],
             "plot": str(self.plot),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """Records, and what the blocks below every measured adapter make of them, if that is kept."""
+
+    records: tuple[Encoded, ...]
+    prefix: Prefix | None
+
+    def score(self, model: nn.Module) -> Scores:
+        """Score the records under a model with the base's own first blocks."""
+        return score(model, self.records, prefix=self.prefix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,42 +144,62 @@ def _measure_together(
         folder = parts.registry.folder(parts.registry.model(base))
         loaded = load_base(folder, resolve_device(kernel.config.device))
         probe = _probe(card, loaded, origin(entries[0]).max_tokens, grant, parts)
-        base_members = score(loaded.model, probe.members)
-        base_heldout = score(loaded.model, probe.heldout)
-        base_scores = (base_members, base_heldout)
-        reports = [
-            _measure_one(entry, one, loaded.model, probe, base_scores, grant, parts)
-            for entry, one in zip(entries, subjects, strict=True)
-        ]
+        adapters = [parts.registry.open_adapter(entry.name, grant) for entry in entries]
+        first = min(_first_adapted(loaded.model, files) for files in adapters)
+        members, heldout = (
+            _begun(loaded.model, records, first) for records in (probe.members, probe.heldout)
+        )
+        untuned = members.score(loaded.model), heldout.score(loaded.model)
+        reports = []
+        for entry, one, files in zip(entries, subjects, adapters, strict=True):
+            adapter = lora.from_peft(loaded.model, files)
+            try:
+                tuned = members.score(loaded.model), heldout.score(loaded.model)
+                promised = guarantee(origin(entry), parts)
+                reports.append(_report(one, promised, loaded.model, probe, untuned, tuned))
+            finally:
+                lora.detach(adapter)
     return [
         replace(report, inversion=found) for report, found in zip(reports, attacked, strict=True)
     ]
 
 
-def _measure_one(
-    entry: ModelEntry,
+def _first_adapted(model: nn.Module, files: Mapping[str, bytes]) -> int:
+    """Return the position of the first block that an adapter changes."""
+    adapter = lora.from_peft(model, files)
+    lora.detach(adapter)
+    return adapter.adapted_blocks.start
+
+
+def _begun(model: PreTrainedModel, records: tuple[Encoded, ...], first: int) -> _Begun:
+    """Run the blocks below `first` once, for the base model and all adapters, where it is exact."""
+    body = model.base_model
+    room = Performance().prefix_cache_bytes
+    if first == 0 or not records or prefix.size_bytes(body, records) > room:
+        return _Begun(records, None)
+    kept = prefix.compute(find_blocks(model), first, body, records, batch_tokens=_BATCH_TOKENS)
+    return _Begun(records, kept)
+
+
+def _report(
     subject: MeasuredModel,
+    promised: PrivacyLoss | None,
     model: nn.Module,
     probe: _Probe,
     base: tuple[Scores, Scores],
-    grant: Grant,
-    parts: Parts,
+    tuned: tuple[Scores, Scores],
 ) -> LeakReport:
-    adapter = lora.from_peft(model, parts.registry.open_adapter(entry.name, grant))
-    try:
-        return leak.measure(
-            subject,
-            guarantee(origin(entry), parts),
-            members=score(model, probe.members),
-            heldout=score(model, probe.heldout),
-            base_members=base[0],
-            base_heldout=base[1],
-            canaries=score(model, probe.canaries) if probe.canaries else None,
-            planted=probe.planted if probe.canaries else None,
-            category_tokens=probe.category_tokens,
-        )
-    finally:
-        lora.detach(adapter)
+    return leak.measure(
+        subject,
+        promised,
+        members=tuned[0],
+        heldout=tuned[1],
+        base_members=base[0],
+        base_heldout=base[1],
+        canaries=score(model, probe.canaries) if probe.canaries else None,
+        planted=probe.planted if probe.canaries else None,
+        category_tokens=probe.category_tokens,
+    )
 
 
 def _probe(

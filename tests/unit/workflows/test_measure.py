@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import select, update
@@ -11,6 +13,7 @@ from tests.homes import checked_books, last_records, log_size, record_state, wri
 
 from llmos.attacks import leak
 from llmos.attacks.leak import Verdict
+from llmos.engines.dp.plan import Performance
 from llmos.errors import (
     IntegrityError,
     MeasurementError,
@@ -19,6 +22,8 @@ from llmos.errors import (
     UnknownModel,
 )
 from llmos.kernel.schema import datasets
+from llmos.models import prefix
+from llmos.models.prefix import Prefix
 from llmos.system import System
 from llmos.workflows import measure
 from llmos.workflows.leak_report import read_report, report_path
@@ -166,3 +171,36 @@ def test_a_report_that_cannot_be_written_leaves_the_one_before(
     assert last_records(measured, 1)[0]["outcome"] == "failed"
     assert read_report("plain", measured.parts).model == "plain"  # the newest that was written
     checked_books(measured)
+
+
+def test_blocks_below_the_adapter_are_run_once_and_that_changes_no_number(
+    measured: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = measured.train(
+        dataset="notes",
+        model="tiny",
+        output="last-block",
+        private=False,
+        steps=3,
+        last_layers=1,
+        max_tokens=40,
+    )["model"]
+    kept: list[bool] = []
+    compute = prefix.compute
+
+    def counted(*args: Any, **named: Any) -> Prefix | None:
+        found = compute(*args, **named)
+        kept.append(found is not None)
+        return found
+
+    monkeypatch.setattr(prefix, "compute", counted)
+    at_once = measured.measure(name).reports[0]
+    assert kept == [True, True]  # members and held-out records
+    monkeypatch.setattr(measure, "Performance", partial(Performance, prefix_cache_bytes=0))
+    apart = measured.measure(name).reports[0]
+    assert len(kept) == 2
+    assert at_once.quality.heldout_loss == pytest.approx(apart.quality.heldout_loss, rel=1e-4)
+    assert at_once.quality.base_heldout_loss == pytest.approx(
+        apart.quality.base_heldout_loss, rel=1e-4
+    )
+    assert at_once.records.headline.auc == pytest.approx(apart.records.headline.auc, abs=0.02)
