@@ -20,9 +20,7 @@ from llmos.workflows import renew_parties
 from llmos.workflows.site_channel import SiteChannel
 
 RETRY_S: Final = 2.0  # after a call that failed
-RENEW_AGAIN: Final = timedelta(
-    minutes=10
-)  # after a renewal, whether it brought anything new or not
+RENEW_AGAIN: Final = timedelta(minutes=10)  # after a renewal, also one that brought nothing new
 
 
 @dataclass(frozen=True, slots=True)
