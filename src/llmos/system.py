@@ -249,11 +249,12 @@ class System:
         """Plan, submit and run a training to its end."""
         return self.jobs.resume(self.submit(self.plan(**options)), on_step=on_step)
 
-    def measure(self, *models: str) -> Measured:
-        """Measure what models leak about their training data."""
+    def measure(self, *models: str, records: int | None = None) -> Measured:
+        """Measure what models leak about their training data, on so many records at most."""
         from llmos.workflows import measure
 
-        return measure.run(models, self.who, self.parts)
+        most = measure.MOST_RECORDS if records is None else records
+        return measure.run(models, self.who, self.parts, most)
 
     def measure_inversion(self, model: str) -> Inverted:
         """Measure what the messages of a federated job betray of this site's records."""

@@ -23,7 +23,10 @@ MODEL: Final = "smollm2-135m"
 ORGANISATION: Final = "research.example"
 COORDINATOR: Final = "coordinator"
 OUTPUT: Final = "notes-federated"
-NOTES, HOLDOUT = 420, 0.25  # of each hospital; membership inference needs 100 held out
+NOTES, HOLDOUT = 420, 0.25  # of each hospital
+MEASURED: Final = (
+    100  # records of each kind: a third faster than 200, and intervals 1.15 times as wide
+)
 # Measured: in six rounds the held-out loss of every hospital falls well below the base model's.
 JOB: Final[Mapping[str, Any]] = {
     "output": OUTPUT,
@@ -222,7 +225,7 @@ def _train(story: Federation, job: str) -> None:
 def _certify(story: Federation) -> None:
     _say("7. Each hospital measures what the model betrays of its own patients")
     for actor in story.sites.values():
-        actor.type(f"measure {OUTPUT}")
+        actor.type(f"measure {OUTPUT} --records {MEASURED}")
     _say("8. One certificate, proven by three logs; whoever has a site's key need not trust ours")
     story.coordinator.type(f"report {OUTPUT}")
     keys = []

@@ -29,10 +29,19 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Attack what this site has sent in a federated job, instead of the model.",
 )
+@click.option(
+    "--records",
+    type=click.IntRange(min=20),
+    default=200,
+    show_default=True,
+    help="Compare so many members and held-out records at most: fewer are faster, and say less.",
+)
 @device_option
 @json_option
 @with_session
-def measure(session: Session, models: tuple[str, ...], inversion: bool, as_json: bool) -> None:
+def measure(
+    session: Session, models: tuple[str, ...], inversion: bool, records: int, as_json: bool
+) -> None:
     """Measure what MODELS leak: extraction, membership, exposure, lower bound on epsilon.
 
     Exit status 14 when a measured lower bound lies above the epsilon in the ledger, or when the
@@ -42,19 +51,19 @@ def measure(session: Session, models: tuple[str, ...], inversion: bool, as_json:
     if inversion:
         _invert(session, models, as_json=as_json)
     else:
-        _measure(session, models, as_json=as_json)
+        _measure(session, models, records, as_json=as_json)
 
 
-def _measure(session: Session, models: tuple[str, ...], *, as_json: bool) -> None:
+def _measure(session: Session, models: tuple[str, ...], records: int, *, as_json: bool) -> None:
     system = session.system()
     if as_json:
-        result = system.measure(*models)
+        result = system.measure(*models, records=records)
         print_json(result.to_dict())  # the verdicts are in it
         if any(report.failed for report in result.reports):
             raise click.exceptions.Exit(LeakFound.exit_status)
         return
     with console().status("measuring"):
-        result = system.measure(*models)
+        result = system.measure(*models, records=records)
     print_table("measurements", ("", "chance", *models), result.rows())
     click.echo(f"plot: {result.plot}")
     for report in result.reports:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from torch import nn
@@ -37,9 +37,8 @@ from llmos.workflows import leak_report, outputs
 from llmos.workflows.origin import guarantee, origin
 from llmos.workflows.parts import Parts
 
-# Members and held-out records are compared on at most this many of each, the first in stored order.
-_MOST_RECORDS = 200
-_BATCH_TOKENS = 2048  # padded tokens in one pass through the blocks below the adapters
+MOST_RECORDS: Final = 200  # members and held-out records, of each, the first in stored order
+_BATCH_TOKENS: Final = 2048  # padded tokens in one pass through the blocks below the adapters
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +87,16 @@ class _Probe:
     category_tokens: tuple[int, ...] | None
 
 
-def run(models: Sequence[str], who: Principal, parts: Parts) -> Measured:
+def run(
+    models: Sequence[str], who: Principal, parts: Parts, most_records: int = MOST_RECORDS
+) -> Measured:
     """Measure adapters; models of one base, dataset and purpose share a pass.
+
+    Args:
+        models: names of adapters.
+        who: asks.
+        parts: of the home.
+        most_records: members and held-out records that are compared, of each; all canaries are.
 
     Raises:
         UnknownModel: a name is not known.
@@ -106,7 +113,7 @@ def run(models: Sequence[str], who: Principal, parts: Parts) -> Measured:
     reports: dict[str, LeakReport] = {}
     for shared in sorted({_shared(entry) for entry in entries}):
         same = [entry for entry in entries if _shared(entry) == shared]
-        for report in _measure_together(same, who, parts):
+        for report in _measure_together(same, who, parts, most_records):
             reports[report.model] = report
     ordered = tuple(reports[entry.name] for entry in entries)
     files = tuple(leak_report.write(report, who, parts) for report in ordered)
@@ -123,7 +130,7 @@ def _shared(entry: ModelEntry) -> tuple[str, str, str]:
 
 
 def _measure_together(
-    entries: Sequence[ModelEntry], who: Principal, parts: Parts
+    entries: Sequence[ModelEntry], who: Principal, parts: Parts, most_records: int
 ) -> list[LeakReport]:
     kernel = parts.kernel
     base, dataset, purpose = _shared(entries[0])
@@ -143,7 +150,8 @@ def _measure_together(
         attacked = [leak_report.read_inversion(one, parts) for one in subjects]
         folder = parts.registry.folder(parts.registry.model(base))
         loaded = load_base(folder, resolve_device(kernel.config.device))
-        probe = _probe(card, loaded, origin(entries[0]).max_tokens, grant, parts)
+        tokens = origin(entries[0]).max_tokens
+        probe = _probe(card, loaded, tokens, most_records, grant, parts)
         adapters = [parts.registry.open_adapter(entry.name, grant) for entry in entries]
         first = min(_first_adapted(loaded.model, files) for files in adapters)
         members, heldout = (
@@ -203,17 +211,22 @@ def _report(
 
 
 def _probe(
-    card: DatasetCard, loaded: LoadedModel, max_tokens: int, grant: Grant, parts: Parts
+    card: DatasetCard,
+    loaded: LoadedModel,
+    max_tokens: int,
+    most_records: int,
+    grant: Grant,
+    parts: Parts,
 ) -> _Probe:
     """Read members, held-out records and canaries; planted canaries are not members here."""
     book = parts.datasets.open_canaries(card, grant)
     canary_units = {canary.unit for canary in book.canaries}
     members = [r for r in parts.datasets.open_records(card, grant) if r.unit not in canary_units]
     heldout = list(parts.datasets.open_holdout(card, grant))
-    encoded_heldout = tuple(_encoded(r, loaded, max_tokens) for r in heldout[:_MOST_RECORDS])
+    encoded_heldout = tuple(_encoded(r, loaded, max_tokens) for r in heldout[:most_records])
     text = card.format is RecordFormat.TEXT
     return _Probe(
-        members=tuple(_encoded(r, loaded, max_tokens) for r in members[:_MOST_RECORDS]),
+        members=tuple(_encoded(r, loaded, max_tokens) for r in members[:most_records]),
         heldout=encoded_heldout,
         canaries=tuple(
             encode_continuation(c.prefix, c.continuation, loaded.tokenizer, max_tokens)

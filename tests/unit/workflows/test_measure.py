@@ -72,6 +72,16 @@ def test_models_are_measured_side_by_side_and_recorded(measured: System) -> None
     assert [r["details"]["leak_report_sha256"] for r in written] == hashes
 
 
+def test_fewer_records_are_compared_where_that_is_asked_for(measured: System) -> None:
+    whole = leak.from_json(report_path(measured.kernel.config.home, "private").read_bytes())
+    report = measured.measure("private", records=10).reports[0]
+    assert whole.quality.member_records > 10
+    assert report.quality.member_records == 10
+    assert report.quality.heldout_records == 10
+    assert report.canaries == whole.canaries  # all of them, whatever was asked for
+    measured.measure("private")  # as it was for the other tests
+
+
 def test_measuring_again_gives_the_same_numbers(measured: System) -> None:
     before = report_path(measured.kernel.config.home, "plain").read_bytes()
     measured.measure("plain")
