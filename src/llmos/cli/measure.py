@@ -75,9 +75,9 @@ def _measure(session: Session, models: tuple[str, ...], records: int, *, as_json
                 f"but the ledger promises {report.epsilon_ledger:.2f}",
                 hint="do not release this model; the training code or its accounting is broken",
             )
-    if "federated" in system.registry.model(models[-1]).card:
-        click.echo("The certificate is made at the coordinator, the page here as well.")
-    click.echo(f"Next: llmos report {models[-1]}")
+    federated = "federated" in system.registry.model(models[-1]).card
+    what = " makes a page here, and at the coordinator the certificate" if federated else ""
+    click.echo(f"Next: llmos report {models[-1]}{what}")
 
 
 def _invert(session: Session, models: tuple[str, ...], *, as_json: bool) -> None:
