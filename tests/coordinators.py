@@ -169,7 +169,9 @@ def at_work(
         yield working
     finally:
         stop.set()
-        working.thread.join(60)
+        asking = [thread for thread in threading.enumerate() if thread.name == "poll"]
+        for thread in (working.thread, *asking):  # none may ask the next coordinator
+            thread.join(60)
     assert not working.thread.is_alive()
 
 
