@@ -58,7 +58,7 @@ bench: $(VENV)/installed-dev     ## ratios against peers, side by side in one ru
 nightly: $(VENV)/installed-dev   ## long experiments: the demo, leak table over three seeds, 20 kills, contention, a fault at every call
 	$(BIN)/llmos demo --json
 	$(BIN)/llmos demo federated --json
-	$(BIN)/python -m pytest -q --nightly tests/e2e/test_federation_faults.py
+	$(BIN)/python -m pytest -q --nightly tests/e2e/test_federation_faults.py tests/unit/reports/test_federated_rounds.py
 	$(BIN)/python benchmarks/federated_scale.py --json benchmarks/results/federated_scale.json
 	$(BIN)/python benchmarks/federated.py --json benchmarks/results/federated.json
 	$(BIN)/python benchmarks/leak_table.py --json benchmarks/results/leak_table.json

@@ -82,7 +82,7 @@ def test_one_site_that_has_seen_the_model_is_enough(
             check(job, published(job, replace(facts, digest="0" * 64), given))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_a_job_of_thousands_of_rounds_is_certified(tmp_path: Path, tiny_model_folder: Path) -> None:
     """Its file is larger than any other that is read."""
