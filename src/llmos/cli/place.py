@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -74,10 +73,13 @@ class Place:
             self.process.wait()
 
     def stop(self) -> None:
-        """End the process as Ctrl-C does; one that does not end is killed."""
+        """End the process; one that does not end is killed.
+
+        Not by SIGINT: whoever runs us in the background of a script has us, and so it, ignore that.
+        """
         if self.process is None or self.process.poll() is not None:
             return
-        self.process.send_signal(signal.SIGINT)
+        self.process.terminate()
         try:
             self.process.wait(_END_S)
         except subprocess.TimeoutExpired:

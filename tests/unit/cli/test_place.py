@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,3 +49,18 @@ def test_a_process_that_stays_is_waited_for_and_stopped(place: Place) -> None:
         place.kill()
     assert place.process is not None
     assert place.process.returncode == -9
+
+
+def test_a_process_that_ignores_ctrl_c_is_stopped_at_once(place: Place) -> None:
+    # as everything does that a script runs in the background
+    deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{deaf}; print('deaf', flush=True); time.sleep(600)"],
+        stdout=subprocess.PIPE,
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"deaf\n"
+        place.process = process
+        place.stop()
+        assert process.returncode == -15
