@@ -2,15 +2,17 @@
 
     python benchmarks/federated.py --cache FOLDER --json benchmarks/results/federated.json
 
-All arms run one after another on this machine, over TLS on loopback, on the same notes: Flower 1.41
-with an array a tensor and with one packed array, then LLMOS's jobs. A round's wall time is the
-coordinator's; beside it stands the slowest site's pure training time in that round. Bytes are
-counted in a TCP forwarder before each site, TLS and all questions and answers included, and divided
-by the rounds. Held-out losses are all measured by the same judge on the same notes of all sites;
-pooled training and training at each single site have the same steps, with the pooled notes of a
-step three times those of a site's. LoRA and FFA-LoRA train the attention's layers, as Flower's and
-PEFT's documentation do; Fed-SB, whose matrices are small, all linear layers. `--sweep` trains on
-the pooled notes with each of `RATES`.
+All arms run one after another on this machine, over TLS on loopback, on the same notes and in the
+same number format: Flower 1.41 with an array a tensor and with one packed array, then LLMOS's jobs.
+A round's wall time is the coordinator's; beside it stands the slowest site's pure training time in
+that round. Bytes are counted in a TCP forwarder before each site, TLS and all questions and answers
+included, and divided by the rounds. Held-out losses are all measured by the same judge on the same
+notes of all sites; pooled training and training at each single site have the same steps, with the
+pooled notes of a step three times those of a site's. LoRA and FFA-LoRA train the attention's
+layers, as Flower's and PEFT's documentation do; Fed-SB, whose matrices are small, all linear
+layers. `--sweep` trains on the pooled notes with each of `RATES`. `--repeats 5` runs the jobs in
+the clear five times each, with new frozen matrices and batches, and compares the losses of the
+compressed ones with float32's.
 """
 
 from __future__ import annotations
@@ -27,6 +29,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+from scipy.stats import ttest_ind
+
 import llmos
 from federated_losses import MAX_TOKENS, Judge
 from flower_baseline import APP, attempt, machine, run_rounds
@@ -36,6 +41,7 @@ from llmos.data.hospitals import Hospital, make
 from llmos.data.icd10 import read_terms
 from llmos.federations.manifest import Adapter
 from llmos.models import wheels
+from llmos.models.devices import compute_dtype
 from llmos_federation import MODEL, federation
 
 Json = dict[str, Any]
@@ -52,6 +58,9 @@ ARMS: Final[dict[str, Json]] = {
     "ffa-lora, masked": {"method": "ffa-lora", "privacy": False, "secure_aggregation": True},
     "ffa-lora, masked, epsilon 8": {"method": "ffa-lora", "epsilon": 8, "delta": 1e-5},
 }
+REFERENCE: Final = "ffa-lora, float32"
+COMPRESSED: Final = ("ffa-lora, int4", "fed-sb, int8")
+ONE_SIDED: Final = 0.05  # a bound holds in 19 of 20 repetitions of the benchmark
 
 
 def adapter(method: str, seed: int = 0) -> Adapter:
@@ -101,6 +110,8 @@ def flower(folder: Path, options: argparse.Namespace, hospitals: tuple[Hospital,
         "alpha": 2 * RANK,
         "threads": 1,
         "learning-rate": LEARNING_RATE["lora"],
+        # what LLMOS takes: many CPUs only emulate bfloat16
+        "dtype": str(compute_dtype(torch.device("cpu"))).removeprefix("torch."),
     }
     data = [one.write(folder) for one in hospitals]
     ground = Ground(install(options.cache.resolve()), options.model, data)
@@ -119,33 +130,66 @@ def flower(folder: Path, options: argparse.Namespace, hospitals: tuple[Hospital,
         if rounds == options.rounds and saved.exists():
             files = {path.name: path.read_bytes() for path in saved.iterdir()}
             arms[name]["held_out_loss"] = options.judge.loss_of(files)
+        print(line(f"flower, {name}", arms[name]), flush=True)
     return arms
 
 
 def ours(folder: Path, options: argparse.Namespace, hospitals: tuple[Hospital, ...]) -> Json:
-    """Run LLMOS's jobs, one after another, in one federation."""
+    """Run LLMOS's jobs, one after another, in one federation; the later repeats only for losses."""
     arms: Json = {}
     with federation(folder, hospitals) as parts:
-        for number, (name, fields) in enumerate(ARMS.items()):
-            job = {
-                "model": MODEL,
-                "data": "notes",
-                "output": f"arm-{number}",
-                "rank": RANK,
-                "targets": TARGETS[fields["method"]],
-                "rounds": options.rounds,
-                "local_steps": STEPS,
-                "batch": BATCH,
-                "max_tokens": MAX_TOKENS,
-                "learning_rate": LEARNING_RATE[fields["method"]],
-                **fields,
-            }
-            load = os.getloadavg()[0]
-            figures = parts.run(job)
-            figures["held_out_loss"] = options.judge.loss_of(parts.adapter(f"arm-{number}"))
-            arms[name] = {"job": fields, "load_before": load, **figures}
-            print(line(name, arms[name]), flush=True)
+        for repeat in range(options.repeats):
+            for number, (name, fields) in enumerate(ARMS.items()):
+                if repeat and name not in (REFERENCE, *COMPRESSED):
+                    continue
+                output = f"arm-{number}-{repeat}"
+                load = os.getloadavg()[0]
+                figures = parts.run(job(fields, output, options.rounds))
+                figures["held_out_loss"] = options.judge.loss_of(parts.adapter(output))
+                first = {"job": fields, "load_before": load, **figures, "held_out_losses": []}
+                arms.setdefault(name, first)["held_out_losses"].append(figures["held_out_loss"])
+                print(line(name, figures), flush=True)
     return arms
+
+
+def job(fields: Json, output: str, rounds: int) -> Json:
+    """Return what `llmos federate` reads of one arm's job."""
+    return {
+        "model": MODEL,
+        "data": "notes",
+        "output": output,
+        "rank": RANK,
+        "targets": TARGETS[fields["method"]],
+        "rounds": rounds,
+        "local_steps": STEPS,
+        "batch": BATCH,
+        "max_tokens": MAX_TOKENS,
+        "learning_rate": LEARNING_RATE[fields["method"]],
+        **fields,
+    }
+
+
+def compare(arms: Json) -> Json:
+    """Compare the compressed arms' held-out losses with float32's.
+
+    A mean difference stands beside its one-sided upper bound by Welch's t test, both relative to
+    the mean of float32.
+    """
+    reference = arms[REFERENCE]["held_out_losses"]
+    mean = statistics.mean(reference)
+    compared: Json = {REFERENCE: {"mean": mean, "losses": reference}}
+    for name in COMPRESSED:
+        losses = arms[name]["held_out_losses"]
+        interval = ttest_ind(losses, reference, equal_var=False).confidence_interval(
+            1 - 2 * ONE_SIDED
+        )
+        compared[name] = {
+            "mean": statistics.mean(losses),
+            "losses": losses,
+            "difference": statistics.mean(losses) / mean - 1,
+            "at_most": float(interval.high) / mean,
+        }
+    return compared
 
 
 def line(name: str, arm: Json) -> str:
@@ -169,6 +213,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/llmos/benchmarks")
     parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--repeats", type=int, default=1, help="of the jobs in the clear")
     parser.add_argument("--sweep", action="store_true", help="only try the learning rates")
     parser.add_argument("--without-flower", action="store_true")
     parser.add_argument("--json", type=Path, help="where to write the figures")
@@ -199,9 +244,10 @@ def main() -> None:
         print(f"{'arm':32}{'wall s':>9}{'train s':>9}{'ratio':>8}{'MB up':>10}{'loss':>10}")
         if not options.without_flower:
             result["flower"] = flower(folder, options, hospitals)
-            for name, arm in result["flower"].items():
-                print(line(f"flower, {name}", arm), flush=True)
         result["llmos"] = ours(folder, options, hospitals)
+        if options.repeats > 1:
+            result["compressed"] = compare(result["llmos"])
+            print(json.dumps(result["compressed"], indent=2))
         result["central"] = central(options.judge, hospitals, options.rounds)
         print(json.dumps(result["central"], indent=2))
         result["seconds"] = round(time.monotonic() - began)

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 def build(folder: str, config: UserConfig) -> PeftModel:
     """Load the base model and attach a new adapter to the attention of all its blocks."""
     torch.manual_seed(int(config["seed"]))
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=str(config["dtype"]))
     lora = LoraConfig(
         r=int(config["rank"]),
         lora_alpha=int(config["alpha"]),
