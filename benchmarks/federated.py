@@ -23,25 +23,22 @@ import os
 import statistics
 import tempfile
 import time
-import tomllib
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from scipy.stats import ttest_ind
 
 import llmos
 from federated_losses import MAX_TOKENS, Judge
-from flower_baseline import APP, attempt, machine, run_rounds
+from flower_baseline import application_settings, attempt, machine, run_rounds
 from flower_federation import Federation, Ground, install
 from llmos.data import icd10
 from llmos.data.hospitals import Hospital, make
 from llmos.data.icd10 import read_terms
 from llmos.federations.manifest import Adapter
 from llmos.models import wheels
-from llmos.models.devices import compute_dtype
 from llmos_federation import MODEL, federation
 
 Json = dict[str, Any]
@@ -101,8 +98,7 @@ def central(judge: Judge, hospitals: tuple[Hospital, ...], rounds: int) -> Json:
 
 def flower(folder: Path, options: argparse.Namespace, hospitals: tuple[Hospital, ...]) -> Json:
     """Run plain Flower: timed with an array a tensor, timed and to its end with a packed one."""
-    settings = tomllib.loads((APP / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
-    settings |= {
+    settings = application_settings() | {
         "steps": STEPS,
         "rows": BATCH,
         "tokens": TOKENS,
@@ -110,8 +106,6 @@ def flower(folder: Path, options: argparse.Namespace, hospitals: tuple[Hospital,
         "alpha": 2 * RANK,
         "threads": 1,
         "learning-rate": LEARNING_RATE["lora"],
-        # what LLMOS takes: many CPUs only emulate bfloat16
-        "dtype": str(compute_dtype(torch.device("cpu"))).removeprefix("torch."),
     }
     data = [one.write(folder) for one in hospitals]
     ground = Ground(install(options.cache.resolve()), options.model, data)

@@ -31,6 +31,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from flower_federation import (
     PACKAGES,
     SITES,
@@ -42,6 +44,7 @@ from flower_federation import (
     install,
     wait_until,
 )
+from llmos.models.devices import compute_dtype
 
 APP = Path(__file__).with_name("flower_app")
 UNAPPROVED = Path(__file__).with_name("flower_unapproved")
@@ -96,6 +99,15 @@ class Report:
 def locked(parts: Federation) -> int:
     """Count how often the SuperLink could not write its state."""
     return (parts.folder / "superlink.log").read_text().count("database is locked")
+
+
+def application_settings() -> Json:
+    """Return the application's settings; it computes in the number format that LLMOS takes here."""
+    settings: Json = tomllib.loads((APP / "pyproject.toml").read_text())["tool"]["flwr"]["app"][
+        "config"
+    ]
+    # many CPUs only emulate bfloat16
+    return settings | {"dtype": str(compute_dtype(torch.device("cpu"))).removeprefix("torch.")}
 
 
 def submit(parts: Federation, name: str, settings: Json) -> tuple[str, Report]:
@@ -247,7 +259,7 @@ def table(arms: list[Json]) -> str:
 
 def experiment(options: argparse.Namespace, folder: Path) -> Json:
     """Do everything once."""
-    settings = tomllib.loads((APP / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    settings = application_settings()
     settings |= {"rounds": options.rounds, "steps": options.steps, "threads": options.threads}
     data = options.data
     if data is None:
