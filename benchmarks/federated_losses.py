@@ -27,21 +27,21 @@ class Judge:
     """One base model and the notes of all sites that nobody trains on."""
 
     def __init__(self, folder: Path, held_out: Sequence[str]) -> None:
-        self._loaded = load_base(folder, torch.device("cpu"))
+        self.loaded = load_base(folder, torch.device("cpu"))
         self._held_out = self.encode(held_out)
 
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
         """Encode notes as an import of text does."""
-        return [encode("", text, self._loaded.tokenizer, MAX_TOKENS) for text in texts]
+        return [encode("", text, self.loaded.tokenizer, MAX_TOKENS) for text in texts]
 
     def loss(self) -> float:
         """Return the held-out loss of the model as it is now, in nats per token."""
-        scores = score(self._loaded.model, self._held_out)
+        scores = score(self.loaded.model, self._held_out)
         return float(scores.loss_nats.sum() / scores.tokens.sum())
 
     def loss_of(self, files: Mapping[str, bytes]) -> float:
         """Return the held-out loss with an adapter in PEFT's format."""
-        adapter = lora.from_peft(self._loaded.model, files)
+        adapter = lora.from_peft(self.loaded.model, files)
         try:
             return self.loss()
         finally:
@@ -51,7 +51,7 @@ class Judge:
         self, texts: Sequence[str], asked: Adapter, *, steps: int, batch: int, learning_rate: float
     ) -> float:
         """Train an adapter on notes in one place, without privacy, and return its loss."""
-        adapter = federated_adapter.attach(asked, self._loaded)
+        adapter = federated_adapter.attach(asked, self.loaded)
         records = tuple(
             TrainingRecord(str(number), note.ids, note.labels_from)
             for number, note in enumerate(self.encode(texts))

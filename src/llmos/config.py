@@ -126,17 +126,17 @@ def _absolute(path: Path) -> Path:
 
 
 def let_threads_sleep() -> None:
-    """Let idle OpenMP threads sleep instead of spinning, unless the user has said otherwise.
+    """Let idle threads of OpenMP and OpenBLAS sleep, not spin, unless the user says otherwise.
 
-    Where another process shares the cores, spinning at every barrier makes training several times
-    slower. Must be called before PyTorch is loaded.
+    Where another process shares the cores, spinning makes training several times slower. Must be
+    called before NumPy and PyTorch are loaded.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "10")  # spin for 2^10 cycles, not 2^26
 
 
 def child_environment(**extra: str) -> Mapping[str, str]:
     """Return the environment for a child process, without LLMOS secrets in it."""
-    inherited = {  # a setting's name is read in any case
+    return {  # a setting's name is read in any case
         name: value for name, value in os.environ.items() if name.upper() not in _SECRETS
-    }
-    return {**inherited, **extra}
+    } | extra

@@ -179,15 +179,20 @@ def test_a_child_process_does_not_get_the_passphrase(
     assert load().passphrase == passphrase, "our own environment is as it was"
 
 
-@pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+@pytest.mark.parametrize(
+    ("name", "ours", "theirs"),
+    [("OMP_WAIT_POLICY", "PASSIVE", "ACTIVE"), ("OPENBLAS_THREAD_TIMEOUT", "10", "26")],
+)
 def test_threads_sleep_unless_the_user_says_otherwise(
-    before: str | None, after: str, monkeypatch: pytest.MonkeyPatch
+    name: str, ours: str, theirs: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    if before is not None:
-        monkeypatch.setenv("OMP_WAIT_POLICY", before)
+    monkeypatch.setenv(name, theirs)  # so that whatever it was before comes back
+    monkeypatch.delenv(name)
     let_threads_sleep()
-    assert child_environment()["OMP_WAIT_POLICY"] == after
+    assert child_environment()[name] == ours
+    monkeypatch.setenv(name, theirs)
+    let_threads_sleep()
+    assert child_environment()[name] == theirs
 
 
 def test_every_setting_says_what_it_is() -> None:

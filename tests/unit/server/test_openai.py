@@ -86,7 +86,7 @@ def test_a_failure_in_the_middle_is_told_without_detail_and_recorded(
     (runtime,) = runtimes._kept.values()
     handle = runtime._loaded.model.register_forward_pre_hook(Break())
     try:
-        sent = asyncio.run(present(app, request(token), body(stream=stream)))
+        sent = asyncio.run(present(app, request(token), body(stream=stream, temperature=0)))
     finally:
         handle.remove()
     text = text_of(sent)

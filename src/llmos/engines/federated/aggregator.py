@@ -48,6 +48,7 @@ class Aggregator:
         self._heard: dict[Step, set[str]] = {step: set() for step in Step}
         self._keys: dict[str, Advertisement] = {}
         self._sealed: dict[str, Mapping[str, bytes]] = {}  # by sender and receiver
+        self._statement = b""  # about the survivors, which they sign
         self._signatures: dict[str, bytes] = {}
         self._shares: dict[str, UnmaskingShares] = {}
         self._sum = np.zeros(session.update.entries, dtype=np.uint32)
@@ -101,15 +102,15 @@ class Aggregator:
     def survivors(self) -> Survivors:
         """End round 2; return what goes to every site whose input came."""
         self._close(Step.MASKED_INPUT)
+        self._statement = self._session.survivor_statement(
+            roster_digest(self._session, self._keys), tuple(self._survivors)
+        )
         return Survivors(self._session.digest, tuple(self._survivors))
 
     def add_signature(self, message: SurvivorSignature) -> None:
         """Take a site's signature over the list of survivors."""
         self._admit(message.session, message.site, Step.CONSISTENCY_CHECK)
-        statement = self._session.survivor_statement(
-            roster_digest(self._session, self._keys), tuple(self._survivors)
-        )
-        if not self._verify(message.site, statement, message.signature):
+        if not self._verify(message.site, self._statement, message.signature):
             raise UpdateRefused(message.site, "its signature is not over this list of survivors")
         self._signatures[message.site] = message.signature
         self._heard[self.step].add(message.site)

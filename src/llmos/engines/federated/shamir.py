@@ -7,6 +7,7 @@ while it makes or joins shares is not kept out.
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Mapping
 from functools import lru_cache
@@ -95,13 +96,22 @@ def _interpolate(points: Mapping[int, int], base: tuple[int, ...], at: int) -> i
 
 @lru_cache(maxsize=1024)  # one round joins many secrets of the same sites
 def _weights(base: tuple[int, ...], at: int) -> tuple[int, ...]:
-    """Return Lagrange's weights of the points `base` for the value at `at`."""
-    weights = []
-    for x in base:
-        above = below = 1
-        for other in base:
-            if other != x:
-                above = above * (at - other) % PRIME
-                below = below * (x - other) % PRIME
-        weights.append(above * pow(below, -1, PRIME) % PRIME)
-    return tuple(weights)
+    """Return Lagrange's weights of the points `base` for the value at `at`.
+
+    Each is the product of all `at - other` but its own, from the products before and behind it.
+    """
+    before, behind = [1], [1]
+    for other in base[:-1]:
+        before.append(before[-1] * (at - other) % PRIME)
+    for other in base[:0:-1]:
+        behind.append(behind[-1] * (at - other) % PRIME)
+    terms = zip(before, reversed(behind), _inverse_differences(base), strict=True)
+    return tuple(front * back * inverse % PRIME for front, back, inverse in terms)
+
+
+@lru_cache(maxsize=1024)
+def _inverse_differences(base: tuple[int, ...]) -> tuple[int, ...]:
+    """Return for each point of `base` 1 / the product of its differences to the others."""
+    return tuple(
+        pow(math.prod(x - other for other in base if other != x) % PRIME, -1, PRIME) for x in base
+    )
