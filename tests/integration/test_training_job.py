@@ -160,6 +160,7 @@ def ask(home: Path, token: str) -> dict[str, dict[str, int]]:
                 "model": "tiny",
                 "messages": [{"role": "user", "content": "asthma?"}],
                 "max_tokens": 2,
+                "temperature": 0,
             },
         )
         assert answer.status_code == 200, answer.text
