@@ -36,7 +36,7 @@ from llmos.workflows.leak_report import (
 def east(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Iterator[System]:
     with ExitStack() as stack:
         folder = tmp_path_factory.mktemp("job")
-        yield with_adapter(folder, tiny_model_folder, stack, holdout=0.2).sites["east"]
+        yield with_adapter(folder, tiny_model_folder, stack, holdout=0.4).sites["east"]
 
 
 @pytest.fixture(scope="module")

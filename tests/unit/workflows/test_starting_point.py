@@ -34,7 +34,7 @@ RANK = TRAINING["rank"]
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Iterator[Job]:
     with ExitStack() as stack:
-        made = with_adapter(tmp_path_factory.mktemp("job"), tiny_model_folder, stack, holdout=0.2)
+        made = with_adapter(tmp_path_factory.mktemp("job"), tiny_model_folder, stack, holdout=0.4)
         publish(made, "global")
         publish(made, "open", private=False)
         publish(made, "elsewhere", dataset="wards")
