@@ -1,4 +1,4 @@
-"""What compressed updates cost in held-out loss: federated training by pairs, in one process.
+"""What compressed updates cost in held-out loss: federated training by pairs, without network.
 
     python benchmarks/compression.py --json benchmarks/results/compression.json   # 70 minutes
     python benchmarks/compression.py --rate 0.5 --arms "ffa-lora, float32" "ffa-lora, int4" \
